@@ -7,6 +7,7 @@
 A number without a unit is refused, because it is the classic way to be wrong by a factor of
 a thousand. Parsing and formatting are inverse: parse(format(x)) == x for every whole x >= 0.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -34,11 +35,38 @@ _NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,12})?", re.ASCII)
 
 # Units people write and what they most likely mean.
 _MEANT = {
-    "usec": "us", "µs": "us", "μs": "us", "msec": "ms", "millis": "ms", "sec": "s", "secs": "s",
-    "second": "s", "seconds": "s", "min": "m", "mins": "m", "minute": "m", "minutes": "m",
-    "hour": "h", "hours": "h", "hr": "h", "day": "d", "days": "d",
-    "b": "B", "byte": "B", "bytes": "B", "k": "KiB", "kb": "KiB", "kib": "KiB", "ki": "KiB",
-    "mb": "MiB", "mib": "MiB", "mi": "MiB", "gb": "GiB", "gib": "GiB", "gi": "GiB", "g": "GiB",
+    "usec": "us",
+    "µs": "us",
+    "μs": "us",
+    "msec": "ms",
+    "millis": "ms",
+    "sec": "s",
+    "secs": "s",
+    "second": "s",
+    "seconds": "s",
+    "min": "m",
+    "mins": "m",
+    "minute": "m",
+    "minutes": "m",
+    "hour": "h",
+    "hours": "h",
+    "hr": "h",
+    "day": "d",
+    "days": "d",
+    "b": "B",
+    "byte": "B",
+    "bytes": "B",
+    "k": "KiB",
+    "kb": "KiB",
+    "kib": "KiB",
+    "ki": "KiB",
+    "mb": "MiB",
+    "mib": "MiB",
+    "mi": "MiB",
+    "gb": "GiB",
+    "gib": "GiB",
+    "gi": "GiB",
+    "g": "GiB",
 }
 
 
@@ -120,8 +148,9 @@ def _parse(value: object, kind: str, units: dict[str, int], examples: tuple[str,
         if meant not in units:
             close = difflib.get_close_matches(unit, units, n=1)
             meant = close[0] if close else None
-        raise UnitError(f"{shown(value)} has an unknown unit",
-                        f"did you mean {number}{meant}?" if meant else usual)
+        raise UnitError(
+            f"{shown(value)} has an unknown unit", f"did you mean {number}{meant}?" if meant else usual
+        )
     amount = Fraction(number) * units[unit]
     if amount.denominator != 1:
         raise UnitError(f"{shown(value)} is not {whole}", "write a coarser value or a smaller unit")

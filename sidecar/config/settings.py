@@ -12,20 +12,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from sidecar.config.detectors import Detectors
+from sidecar.config.section import (
+    BUDGET_MAX,
+    RESTART,
+    ROUTES_MAX,
+    ActionName,
+    BodyMode,
+    Mode,
+    Score,
+    Section,
+    StageName,
+)
 from sidecar.config.types import (
     Address,
     Boolean,
+    BundlePath,
     ClaimName,
     CookieName,
     Duration,
     FilePath,
-    Fraction,
     HeaderName,
     Integer,
+    LogTarget,
     Method,
     Name,
     NetworkRange,
@@ -35,27 +48,6 @@ from sidecar.config.types import (
     TcpAddress,
     refused,
 )
-
-Mode = Literal["observe", "enforce"]
-ActionName = Literal["allow", "tag", "throttle", "challenge", "block"]
-BodyMode = Literal["none", "buffered", "streamed"]
-StageName = Literal["random_forest", "xgboost", "text", "behaviour"]
-BUDGET_MAX = "1s"
-ROUTES_MAX = 255  # a decision carries the route as an index; 0 is the service's default
-
-Score = Annotated[float, Fraction()]
-RESTART: dict[str, Any] = {"x-restart": True}
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        validate_by_name=True,
-        validate_by_alias=True,
-        serialize_by_alias=True,
-        use_attribute_docstrings=False,
-    )
 
 
 class Service(Section):
@@ -69,14 +61,17 @@ class Service(Section):
     mode: Mode = Field(
         "enforce",
         description=(
-            "observe decides and records but lets everything pass, at most tagged; enforce carries decisions out."
+            "observe decides and records but lets everything pass, at most tagged; enforce carries "
+            "decisions out."
         ),
     )
     failure: Literal["open", "closed"] = Field(
         "open",
         description=(
-            "What becomes of a request that cannot be judged because something broke: open lets it pass, closed "
-            "refuses it. Set Envoy's failure_mode_allow to match (true for open); a failure is always reported to "
+            "What becomes of a request that cannot be judged because something broke: open lets it pass, "
+            "closed "
+            "refuses it. Set Envoy's failure_mode_allow to match (true for open); a failure is always "
+            "reported to "
             "Envoy as an error and never as a refusal, so Envoy's own setting has the last word."
         ),
     )
@@ -89,7 +84,8 @@ class Listen(Section):
         "127.0.0.1:9901",
         json_schema_extra=RESTART,
         description=(
-            "unix:/absolute/path for a UNIX socket (fastest, and only processes that share the folder reach it), or "
+            "unix:/absolute/path for a UNIX socket (fastest, and only processes that share the folder "
+            "reach it), or "
             "address:port. There is no encryption here: keep TCP to the loopback or to the pod."
         ),
         examples=["unix:/run/outrider/outrider.sock", "127.0.0.1:9901", "[::1]:9901"],
@@ -132,7 +128,8 @@ class Admin(Section):
         "127.0.0.1:9902",
         json_schema_extra=RESTART,
         description=(
-            "address:port, or null for none. What it serves names no client and no URL, but needs no password either: "
+            "address:port, or null for none. What it serves names no client and no URL, but needs no "
+            "password either: "
             "keep it inside the pod or cluster."
         ),
         examples=["127.0.0.1:9902", "0.0.0.0:9902"],
@@ -140,7 +137,8 @@ class Admin(Section):
 
 
 class Arena(Section):
-    """The shared-memory file in which clients, decisions and counters live. Everything in it has a fixed size."""
+    """The shared-memory file in which clients, decisions and counters live. Everything in it
+    has a fixed size."""
 
     path: FilePath = Field(
         "/dev/shm/outrider.arena",
@@ -156,7 +154,8 @@ class Arena(Section):
         le=4194304,
         json_schema_extra=RESTART,
         description=(
-            "Most client entries (addresses and principals) remembered at once, a power of two, at most 1 KiB of memory "
+            "Most client entries (addresses and principals) remembered at once, a power of two, at most 1 "
+            "KiB of memory "
             "each. When full, the stalest entry gives way."
         ),
     )
@@ -166,7 +165,8 @@ class Arena(Section):
         le=1048576,
         json_schema_extra=RESTART,
         description=(
-            "Decision records that may wait to be written, a power of two. When full, further ones are dropped and "
+            "Decision records that may wait to be written, a power of two. When full, further ones are "
+            "dropped and "
             "counted."
         ),
     )
@@ -180,7 +180,8 @@ class Arena(Section):
 
 
 class PrincipalSource(Section):
-    """One place where a request may say who is calling. Exactly one of header, cookie, jwt_claim and basic."""
+    """One place where a request may say who is calling. Exactly one of header, cookie,
+    jwt_claim and basic."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -204,7 +205,8 @@ class PrincipalSource(Section):
     jwt_claim: ClaimName | None = Field(
         None,
         description=(
-            "This claim of the bearer token in `header` (default authorization). The token is read, not verified: "
+            "This claim of the bearer token in `header` (default authorization). The token is read, not "
+            "verified: "
             "verifying is the proxy's work (Envoy: jwt_authn)."
         ),
         examples=["sub"],
@@ -251,8 +253,10 @@ class Client(Section):
         ge=0,
         le=16,
         description=(
-            "How many proxies in front append to `address_header` and are trusted: the client is that many entries from "
-            "its right end. 0 takes the address that Envoy reports and ignores the header, which anyone can send."
+            "How many proxies in front append to `address_header` and are trusted: the client is that many "
+            "entries from "
+            "its right end. 0 takes the address that Envoy reports and ignores the header, which anyone "
+            "can send."
         ),
     )
     address_header: HeaderName = Field(
@@ -264,15 +268,18 @@ class Client(Section):
         (PrincipalSource(header="x-api-key"), PrincipalSource(jwt_claim="sub"), PrincipalSource(basic=True)),
         max_length=8,
         description=(
-            "Where to look for who is calling, in this order; the first that the request carries counts. What is found is "
+            "Where to look for who is calling, in this order; the first that the request carries counts. "
+            "What is found is "
             "hashed with the key below and never stored in clear."
         ),
     )
     key_file: FilePath | None = Field(
         None,
         description=(
-            "File with the secret (16 to 4096 bytes) that principals are hashed with; readable by Outrider only. "
-            "null draws a new key at every start. Secrets stand in files, never in this configuration; environment "
+            "File with the secret (16 to 4096 bytes) that principals are hashed with; readable by Outrider "
+            "only. "
+            "null draws a new key at every start. Secrets stand in files, never in this configuration; "
+            "environment "
             "variables are not substituted."
         ),
         examples=["/run/secrets/outrider/key"],
@@ -303,7 +310,8 @@ class TextSettings(Section):
     body_mode: BodyMode = Field(
         "buffered",
         description=(
-            "How bodies reach Outrider where no route says otherwise: none leaves them unread, buffered waits for the "
+            "How bodies reach Outrider where no route says otherwise: none leaves them unread, buffered "
+            "waits for the "
             "body (up to `body`) before the upstream sees any of it, streamed reads along."
         ),
     )
@@ -319,7 +327,8 @@ class TextSettings(Section):
         ge=0,
         le=5,
         description=(
-            "How often a value is decoded again (percent, entities, Unicode escapes), against nested encodings."
+            "How often a value is decoded again (percent, entities, Unicode escapes), against nested "
+            "encodings."
         ),
     )
     values: Integer = Field(256, ge=1, le=4096, description="Most values of one request that are looked at.")
@@ -351,8 +360,9 @@ class TextSettings(Section):
 
 
 class Thresholds(Section):
-    """From which score (0 harmless, 1 attack) each action applies; null for never. The scores are calibrated by the
-    share of benign requests that reach them: 0.5 one in a hundred, 0.8 one in a thousand, 0.9 one in five thousand."""
+    """From which score (0 harmless, 1 attack) each action applies; null for never. The scores are
+    calibrated by the share of benign requests that reach them: 0.5 one in a hundred, 0.8 one in a
+    thousand, 0.9 one in five thousand."""
 
     tag: Score | None = Field(
         0.5, description="Pass on, with x-outrider-score and x-outrider-action for the upstream."
@@ -362,97 +372,6 @@ class Thresholds(Section):
         None, description="Ask for proof that a person or a known client is calling."
     )
     block: Score | None = Field(0.9, description="Refuse: answers.block.")
-
-
-class Detector(Section):
-    """A rule on what one client did within a window."""
-
-    enabled: Boolean = Field(True, description="false switches this detector off.")
-    window_s: Annotated[int, Duration("1s", "1h", "s")] = Field(
-        600, alias="window", description="Length of the sliding window, whole seconds."
-    )
-    action: ActionName = Field(
-        "block", description="The least that happens to a client while the rule holds for it."
-    )
-
-
-class BruteForce(Detector):
-    """Many failed logins of one client."""
-
-    window_s: Annotated[int, Duration("1s", "1h", "s")] = Field(
-        60, alias="window", description="Length of the sliding window, whole seconds."
-    )
-    failures: Integer = Field(
-        10,
-        ge=2,
-        le=10000,
-        description=(
-            "Failed logins (401 or 403, on routes with login: true or that look like a login) from which it holds."
-        ),
-    )
-    share: Score = Field(
-        0.5, description="... if they are at least this share of the client's login attempts."
-    )
-
-
-class CredentialStuffing(Detector):
-    """One client tries many accounts."""
-
-    principals: Integer = Field(
-        10, ge=2, le=10000, description="Different accounts tried from which it holds."
-    )
-    share: Score = Field(0.5, description="... if at least this share of the attempts failed.")
-
-
-class ObjectEnumeration(Detector):
-    """One client walks through the objects of others (BOLA)."""
-
-    objects: Integer = Field(
-        25, ge=2, le=10000, description=("Different object ids under the same route from which it holds.")
-    )
-    share: Score = Field(
-        0.5, description="... if at least this share of the requests for them was refused or found nothing."
-    )
-
-
-class Scanning(Detector):
-    """One client probes for paths that don't exist."""
-
-    window_s: Annotated[int, Duration("1s", "1h", "s")] = Field(
-        60, alias="window", description="Length of the sliding window, whole seconds."
-    )
-    paths: Integer = Field(
-        20, ge=2, le=10000, description="Different paths answered with 4xx from which it holds."
-    )
-    share: Score = Field(0.5, description="... if at least this share of the client's requests failed.")
-
-
-class RequestFlood(Detector):
-    """One client sends too much."""
-
-    window_s: Annotated[int, Duration("1s", "1h", "s")] = Field(
-        10, alias="window", description="Length of the sliding window, whole seconds."
-    )
-    requests: Integer = Field(
-        1000, ge=10, le=1000000, description="Requests within the window from which it holds."
-    )
-    action: ActionName = Field(
-        "throttle", description="The least that happens to a client while the rule holds for it."
-    )
-
-
-class Detectors(Section):
-    """Rules with a number in them, beside the learned scores. They need the response half for statuses."""
-
-    brute_force: BruteForce = Field(BruteForce(), description="Many failed logins of one client.")
-    credential_stuffing: CredentialStuffing = Field(
-        CredentialStuffing(), description="One client tries many accounts."
-    )
-    object_enumeration: ObjectEnumeration = Field(
-        ObjectEnumeration(), description="One client walks through the objects of others (BOLA)."
-    )
-    scanning: Scanning = Field(Scanning(), description="One client probes for paths that don't exist.")
-    request_flood: RequestFlood = Field(RequestFlood(), description="One client sends too much.")
 
 
 class BlockAnswer(Section):
@@ -491,15 +410,16 @@ class RouteThresholds(Section):
 
 
 class Route(Section):
-    """What differs for some paths. The first route that matches a request counts; where none does, the service's
-    settings do."""
+    """What differs for some paths. The first route that matches a request counts; where none does,
+    the service's settings do."""
 
     name: Name = Field(
         description="Its name in logs, metrics and decisions; each name once.", examples=["login"]
     )
     path: PathPattern = Field(
         description=(
-            "The path, without query: exact; * for one whole segment; ** as the last segment for all that follows."
+            "The path, without query: exact; * for one whole segment; ** as the last segment for all that "
+            "follows."
         ),
         examples=["/login", "/users/*/orders", "/api/**"],
     )
@@ -540,7 +460,7 @@ class Lists(Section):
 class Models(Section):
     """The trained models."""
 
-    bundle: Literal["default"] | FilePath = Field(
+    bundle: BundlePath = Field(
         "default",
         description=(
             "The folder of a model bundle (outrider train), or default for the one that ships with Outrider."
@@ -558,7 +478,7 @@ class Models(Section):
 class DecisionLog(Section):
     """Which decisions are written down, one JSON object per line."""
 
-    path: Literal["-"] | FilePath | None = Field(
+    path: LogTarget | None = Field(
         None,
         description="A file, - for standard output, null for nowhere.",
         examples=["-", "/var/log/outrider/decisions.jsonl"],

@@ -275,13 +275,13 @@ def parse_address(value: str) -> tuple[str, int | None]:
             raise refused(
                 f"{units.shown(value)} has no absolute path", "write unix:/run/outrider/outrider.sock"
             )
+        if not path.isprintable() or path.endswith("/"):
+            raise refused(f"{units.shown(value)} is not the path of a socket", remedy)
         if len(path.encode()) > UNIX_PATH_MAX:
             raise refused(
                 f"the socket path has {len(path.encode())} bytes",
                 f"use at most {UNIX_PATH_MAX}, a limit of the operating system",
             )
-        if not path.isprintable() or path.endswith("/"):
-            raise refused(f"{units.shown(value)} is not the path of a socket", remedy)
         return path, None
     host, colon, port_text = value.rpartition(":")
     if not colon or not re.fullmatch(r"[0-9]{1,5}", port_text):
@@ -341,7 +341,7 @@ TcpAddress = Annotated[
 def _check_file(value: str) -> str:
     if not value.startswith("/"):
         raise refused(f"{units.shown(value)} is not an absolute path", "start it with a slash")
-    if len(value.encode()) > 4095 or not value.isprintable():
+    if not value.isprintable() or len(value.encode()) > 4095:
         raise refused(f"{units.shown(value)} is not a path", "use printable characters, at most 4095 bytes")
     return value
 
@@ -362,3 +362,25 @@ def power_of_two(value: int) -> int:
 
 
 PowerOfTwo = Annotated[int, Strict(), AfterValidator(power_of_two)]
+
+
+def _check_bundle(value: str) -> str:
+    return value if value == "default" else _check_file(value)
+
+
+def _check_target(value: str) -> str:
+    return value if value == "-" else _check_file(value)
+
+
+BundlePath = Annotated[
+    str,
+    Strict(),
+    AfterValidator(_check_bundle),
+    WithJsonSchema({"type": "string", "pattern": "^(default|/.+)$", "maxLength": 4095}),
+]
+LogTarget = Annotated[
+    str,
+    Strict(),
+    AfterValidator(_check_target),
+    WithJsonSchema({"type": "string", "pattern": "^(-|/.+)$", "maxLength": 4095}),
+]
