@@ -365,7 +365,7 @@ cdef inline bint _name_good(const char *name) noexcept nogil:
     cdef char c
     if name[0] == 0 or name[0] == c'.':
         return False
-    for i in range(LIBRARY_NAME_MAX):
+    for i in range(<uint32_t>LIBRARY_NAME_MAX):
         c = name[i]
         if c == 0:
             return True
@@ -467,7 +467,7 @@ cdef inline int _modelset_fill(const char *folder, ModelSet *m, char *err, size_
                  b"has schema %u (%u); train the bundle again", folder, <unsigned int>h.text_schema,
                  <unsigned int>h.text_features, <unsigned int>TEXT_SCHEMA, <unsigned int>TEXT_FEATURES)
         return -1
-    for i in range(SUBSETS):
+    for i in range(<uint32_t>SUBSETS):
         if not _weights_good(&h.weights[i]) or not _calibration_good(&h.text[i]):
             snprintf(err, err_n, b"%.700s/runtime.bin: weights or calibration of text subset %u are not valid",
                      folder, <unsigned int>i)
@@ -502,7 +502,7 @@ cdef inline int _modelset_fill(const char *folder, ModelSet *m, char *err, size_
     m.generation = h.generation
     m.behaviour_schema = h.behaviour_schema
     m.behaviour_features = h.behaviour_features
-    for i in range(SUBSETS):
+    for i in range(<uint32_t>SUBSETS):
         m.weights[i] = h.weights[i]
         m.text_scores[i] = h.text[i]
     m.behaviour_scores = h.behaviour
