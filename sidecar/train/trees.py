@@ -30,7 +30,7 @@ class TextTrees:
     forest: Any
 
     def predict(self, rows: Floats) -> tuple[Floats, Floats]:
-        """(margins (n,), probabilities (n,)) for rows (n, 1 + features)."""
+        """(margins (n,), probabilities (n,)) for rows (n, features)."""
         return margin(self.xgboost, rows), margin(self.forest, rows)
 
 
@@ -43,7 +43,7 @@ def margin(model: Any, rows: Floats) -> Floats:
 
 
 def train(rows: Floats, labels: NDArray[np.integer], weights: Floats, seed: int, jobs: int = 2) -> TextTrees:
-    """Train both on rows (n, 1 + features) float32; column 0 is the linear score, out of fold.
+    """Train both on rows (n, features) float32; column 0 is the linear score, out of fold.
 
     XGBoost may only rise with the linear score: where it is extreme, the trees can't turn it around."""
     import treelite
@@ -55,8 +55,8 @@ def train(rows: Floats, labels: NDArray[np.integer], weights: Floats, seed: int,
     monotone = "(" + ",".join(["1"] + ["0"] * (rows.shape[1] - 1)) + ")"
     booster = xgboost.train(
         {"objective": "binary:logistic", "max_depth": XGBOOST["max_depth"], "eta": 0.15,
-         "min_child_weight": 5.0, "lambda": 4.0, "subsample": 0.7, "colsample_bytree": 0.7, "tree_method": "hist", "nthread": jobs,
-         "seed": seed, "verbosity": 0, "monotone_constraints": monotone},
+         "min_child_weight": 5.0, "lambda": 4.0, "subsample": 0.7, "colsample_bytree": 0.7,
+         "tree_method": "hist", "nthread": jobs, "seed": seed, "verbosity": 0, "monotone_constraints": monotone},
         xgboost.DMatrix(rows, labels, weight=weights), XGBOOST["n"])
     # a regressor on 0 and 1 splits as a classifier by Gini does, and has one number per leaf
     forest = RandomForestRegressor(
