@@ -10,7 +10,7 @@ from native.base cimport (ACTION_BLOCK, ACTION_THROTTLE, Decision, Slice, lower)
 from native.pbwire cimport (PB_BYTES, PbField, PbReader, PbWriter, pb_close, pb_is, pb_next, pb_put_bytes,
                             pb_put_double, pb_put_raw, pb_put_text, pb_put_uint, pb_reader, pb_written)
 from native.reasons cimport or_reason_name
-from native.streams cimport ANSWER_BYTES_MAX, Answer, StreamState
+from native.extproc_pool cimport ANSWER_BYTES_MAX, Answer, StreamState
 
 cdef extern from *:
     """
@@ -152,7 +152,8 @@ cdef inline void put_all_removals(PbWriter *w, Slice message, uint32_t part, bin
                 put_removals(w, g.data, keep_set)
 
 
-cdef inline void end_struct_field(PbWriter *w, const char *name, uint32_t mark, uint32_t start) noexcept nogil:
+cdef inline void end_struct_field(PbWriter *w, const char *name, uint32_t mark,
+                                  uint32_t start) noexcept nogil:
     """Makes a Value's content written since `mark` the Struct field `name`, all since `start`."""
     pb_close(w, 2, mark)
     pb_put_text(w, 1, name)
