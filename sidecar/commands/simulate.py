@@ -1,4 +1,5 @@
 """`outrider simulate`: traffic of normal users and of attackers, as request records."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -15,23 +16,65 @@ _NAMES = "; ".join(f"{name} ({', '.join(variants)})" for name, variants in ATTAC
 
 
 @click.command(name="simulate", short_help="Generate traffic of normal users and of attackers, with labels.")
-@click.option("--users", type=click.IntRange(0, 1_000_000), default=200, show_default=True, help="Number of people.")
-@click.option("--hours", type=click.FloatRange(0.01, 8784.0), default=24.0, show_default=True, help="Time simulated.")
-@click.option("--start-hour", type=click.FloatRange(0.0, 24.0), default=0.0, show_default=True,
-              help="Hour of the day (UTC) at which it begins.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
-              help="The same seed and options give the same records.")
-@click.option("--attack", "attacks", multiple=True, metavar="NAME[:VARIANT]",
-              help=f"Add an attack; may be repeated. There are: {_NAMES}.")
+@click.option(
+    "--users", type=click.IntRange(0, 1_000_000), default=200, show_default=True, help="Number of people."
+)
+@click.option(
+    "--hours", type=click.FloatRange(0.01, 8784.0), default=24.0, show_default=True, help="Time simulated."
+)
+@click.option(
+    "--start-hour",
+    type=click.FloatRange(0.0, 24.0),
+    default=0.0,
+    show_default=True,
+    help="Hour of the day (UTC) at which it begins.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="The same seed and options give the same records.",
+)
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    metavar="NAME[:VARIANT]",
+    help=f"Add an attack; may be repeated. There are: {_NAMES}.",
+)
 @click.option("--all-attacks", is_flag=True, help="Add every attack in every variant.")
-@click.option("--intensity", type=click.FloatRange(0.001, 1000.0), default=1.0, show_default=True,
-              help="Multiplies the attackers' sources and requests.")
-@click.option("--machines/--no-machines", default=True, show_default=True,
-              help="With health checks, crawlers and integrations.")
-@click.option("--out", default="-", show_default=True, metavar="FILE",
-              help="JSON Lines; a name ending in .gz is compressed, - is standard output.")
-def command(users: int, hours: float, start_hour: float, seed: int, attacks: tuple[str, ...], all_attacks: bool,
-            intensity: float, machines: bool, out: str) -> None:
+@click.option(
+    "--intensity",
+    type=click.FloatRange(0.001, 1000.0),
+    default=1.0,
+    show_default=True,
+    help="Multiplies the attackers' sources and requests.",
+)
+@click.option(
+    "--machines/--no-machines",
+    default=True,
+    show_default=True,
+    help="With health checks, crawlers and integrations.",
+)
+@click.option(
+    "--out",
+    default="-",
+    show_default=True,
+    metavar="FILE",
+    help="JSON Lines; a name ending in .gz is compressed, - is standard output.",
+)
+def command(
+    users: int,
+    hours: float,
+    start_hour: float,
+    seed: int,
+    attacks: tuple[str, ...],
+    all_attacks: bool,
+    intensity: float,
+    machines: bool,
+    out: str,
+) -> None:
     """Generate traffic of normal users and of attackers, with labels.
 
     People come by a daily rhythm, log in (and mistype), browse, buy and write, many of them behind
@@ -41,22 +84,30 @@ def command(users: int, hours: float, start_hour: float, seed: int, attacks: tup
 
     \b
     outrider simulate --users 500 --hours 24 --out day.jsonl.gz
-    outrider simulate --hours 2 --start-hour 17 --attack brute_force --attack object_enumeration:guarded | outrider replay -
+    outrider simulate --hours 2 --start-hour 17 --attack brute_force --attack scanning | outrider replay -
     outrider simulate --all-attacks --seed 7 --out attacks.jsonl.gz
     """
     try:
         chosen = [Attack.parse(text) for text in attacks]
         if all_attacks:
             chosen += [Attack(name, variant) for name, variants in ATTACKS.items() for variant in variants]
-        scenario = Scenario(users, hours, seed, tuple(chosen), machines=machines, intensity=intensity,
-                            start_hour=start_hour)
+        scenario = Scenario(
+            users, hours, seed, tuple(chosen), machines=machines, intensity=intensity, start_hour=start_hour
+        )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     console = Console(stderr=True)
     counts: Counter[tuple[int, str]] = Counter()
     clients: dict[str, set[str]] = {}
-    progress = Progress(TextColumn("simulating"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
-                        TextColumn("{task.fields[records]:,} records"), console=console, transient=True)
+    progress = Progress(
+        TextColumn("simulating"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[records]:,} records"),
+        console=console,
+        transient=True,
+    )
     try:
         with progress, JsonLinesWriter(out) as writer:
             task = progress.add_task("", total=scenario.end_ts - scenario.first_ts, records=0)
@@ -66,7 +117,9 @@ def command(users: int, hours: float, start_hour: float, seed: int, attacks: tup
                 counts[(record.label or 0, cls)] += 1
                 clients.setdefault(cls, set()).add(record.client or "")
                 if writer.count % 2000 == 0:
-                    progress.update(task, completed=(record.ts or 0.0) - scenario.first_ts, records=writer.count)
+                    progress.update(
+                        task, completed=(record.ts or 0.0) - scenario.first_ts, records=writer.count
+                    )
     except RecordsError as error:
         raise click.ClickException(str(error)) from None
     table = Table(title=f"{writer.count:,} records")

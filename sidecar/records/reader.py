@@ -1,4 +1,5 @@
 """Reading request records from files of any known format, with an account of what could not be read."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -22,14 +23,17 @@ FORMATS = ("auto", "jsonl", "combined", "envoy", "har")
 MISTAKES_KEPT = 5
 _DETECT_LINES = 20
 _PARSERS: dict[str, Callable[[bytes], RequestRecord]] = {
-    "jsonl": jsonlines.parse, "combined": clf.parse, "envoy": envoy.parse}
+    "jsonl": jsonlines.parse,
+    "combined": clf.parse,
+    "envoy": envoy.parse,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    line: int                   # from 1; for HAR the entry's number
+    line: int  # from 1; for HAR the entry's number
     what: str
-    excerpt: str                # printable, cut
+    excerpt: str  # printable, cut
 
 
 @dataclass(slots=True)
@@ -38,10 +42,10 @@ class FileReport:
 
     path: str
     format: str
-    lines: int = 0              # that are not blank (HAR: entries)
+    lines: int = 0  # that are not blank (HAR: entries)
     records: int = 0
     bad: int = 0
-    without_request: int = 0    # sound lines of connections that sent no HTTP request
+    without_request: int = 0  # sound lines of connections that sent no HTTP request
     mistakes: list[Mistake] = field(default_factory=list)
 
     @property
@@ -52,14 +56,18 @@ class FileReport:
         """For a person, one per line; nothing when all was well."""
         out = []
         if self.bad:
-            out.append(f"{self.path}: {self.bad:,} of {self.lines:,} lines could not be read as {self.format}"
-                       " and were skipped (--strict stops at the first)")
+            out.append(
+                f"{self.path}: {self.bad:,} of {self.lines:,} lines could not be read as {self.format}"
+                " and were skipped (--strict stops at the first)"
+            )
             out += [f"  line {m.line:,}: {m.what}: {m.excerpt}" for m in self.mistakes]
             if self.bad > len(self.mistakes):
                 out.append(f"  and {self.bad - len(self.mistakes):,} more")
             if self.probably_wrong_format:
-                out.append(f"  more than half is unreadable: {self.format} is probably the wrong format; "
-                           f"name it with --format ({', '.join(FORMATS[1:])})")
+                out.append(
+                    f"  more than half is unreadable: {self.format} is probably the wrong format; "
+                    f"name it with --format ({', '.join(FORMATS[1:])})"
+                )
         if self.without_request:
             out.append(f"{self.path}: {self.without_request:,} lines hold no HTTP request and were left out")
         return out
@@ -94,9 +102,11 @@ class Reader:
                         self.reports.append(FileReport(source.name, "empty"))
                         continue
                     raise RecordsError(
-                        source.name, "the format is not recognised: its first lines are neither request records, "
+                        source.name,
+                        "the format is not recognised: its first lines are neither request records, "
                         "a combined access log, an Envoy JSON log nor HAR",
-                        f"name it with --format ({', '.join(FORMATS[1:])})")
+                        f"name it with --format ({', '.join(FORMATS[1:])})",
+                    )
                 report = FileReport(source.name, format)
                 self.reports.append(report)
                 yield from self._entries(source, report) if format == "har" else self._lines(source, report)
@@ -140,8 +150,11 @@ class Reader:
     def _mistake(self, report: FileReport, number: int, what: str, line: bytes) -> None:
         excerpt = printable(line, 100)
         if self._strict:
-            raise RecordsError(f"{report.path}:{number}", f"{what}: {excerpt}",
-                               "without --strict such lines are skipped and counted")
+            raise RecordsError(
+                f"{report.path}:{number}",
+                f"{what}: {excerpt}",
+                "without --strict such lines are skipped and counted",
+            )
         report.bad += 1
         if len(report.mistakes) < MISTAKES_KEPT:
             report.mistakes.append(Mistake(number, what, excerpt))
@@ -159,7 +172,7 @@ def read(paths: str | Path | Iterable[str | Path], format: str = "auto", strict:
 def detect(head: bytes) -> str | None:
     """The format of what starts like this, None when nothing fits."""
     head = head.removeprefix(b"\xef\xbb\xbf")
-    lines = [line for line in head.split(b"\n")[:_DETECT_LINES * 4] if line.strip()][:_DETECT_LINES]
+    lines = [line for line in head.split(b"\n")[: _DETECT_LINES * 4] if line.strip()][:_DETECT_LINES]
     votes: Counter[str] = Counter()
     for line in lines:
         format = _detect_line(line.strip())
@@ -184,8 +197,13 @@ def _detect_line(line: bytes) -> str | None:
         except BadLine:
             # cut by the look-ahead: judge by what is there
             start = body[:4096]
-            return "har" if b'"log"' in start[:64] and b'"entries"' in start else \
-                "jsonl" if b'"method"' in start and b'"url"' in start else None
+            return (
+                "har"
+                if b'"log"' in start[:64] and b'"entries"' in start
+                else "jsonl"
+                if b'"method"' in start and b'"url"' in start
+                else None
+            )
         if isinstance(raw.get("log"), dict) and "entries" in raw["log"]:
             return "har"
         keys = frozenset(envoy.fold(key) for key in raw)

@@ -1,4 +1,5 @@
 """Attackers. Each attack is one or many clients; all that they send carries label 1 and the attack's name."""
+
 from __future__ import annotations
 
 import math
@@ -44,12 +45,12 @@ class Field:
     """Where an attack takes place."""
 
     seed: int
-    number: int                 # of the attack in the scenario
+    number: int  # of the attack in the scenario
     service: Service
-    start: float                # its first request is not before
-    end: float                  # nothing happens after
+    start: float  # its first request is not before
+    end: float  # nothing happens after
     n_users: int
-    intensity: float            # multiplies the number of sources and requests
+    intensity: float  # multiplies the number of sources and requests
 
     def draws(self, source: int = 0) -> Draws:
         return Draws(self.seed, 1000 + self.number, source)
@@ -72,7 +73,13 @@ def _caller(field: Field, d: Draws, name: str, address: str | None = None, scann
 
 def _guess(d: Draws) -> str:
     word = d.pick(words.COMMON_PASSWORDS)
-    return word if d.chance(0.4) else f"{word}{d.integer(0, 9999)}" if d.chance(0.6) else f"{d.pick(words.NOUNS)}{d.hex(3)}"
+    return (
+        word
+        if d.chance(0.4)
+        else f"{word}{d.integer(0, 9999)}"
+        if d.chance(0.6)
+        else f"{d.pick(words.NOUNS)}{d.hex(3)}"
+    )
 
 
 def _victim(d: Draws, field: Field) -> str:
@@ -83,8 +90,11 @@ def _victim(d: Draws, field: Field) -> str:
 
 # -- brute force: many passwords, one account (or a few), one source ---------------------------
 
+
 def _brute_force(variant: str, field: Field, d: Draws) -> Iterator[Actor]:
-    low, high, tries = {"fast": (0.08, 0.6, 400), "medium": (1.0, 5.0, 250), "slow": (15.0, 45.0, 200)}[variant]
+    low, high, tries = {"fast": (0.08, 0.6, 400), "medium": (1.0, 5.0, 250), "slow": (15.0, 45.0, 200)}[
+        variant
+    ]
     yield _guesses(field, d, d.between(low, high), field.scaled(tries * d.between(0.5, 1.5)))
 
 
@@ -103,24 +113,39 @@ def _guesses(field: Field, d: Draws, gap: float, tries: int) -> Actor:
         if i == lucky:
             caller.principal = "stolen-0"
             for path in ("/users/me", f"/{field.service.objects}?limit=50"):
-                t, _ = yield from caller.call(t + d.between(0.2, 2), "GET", field.service.prefix + path, 200, 25)
+                t, _ = yield from caller.call(
+                    t + d.between(0.2, 2), "GET", field.service.prefix + path, 200, 25
+                )
             return
         t += d.between(0.6, 1.4) * gap
 
 
 # -- credential stuffing: leaked pairs, each account once ----------------------------------------
 
+
 def _credential_stuffing(variant: str, field: Field, d: Draws) -> Iterator[Actor]:
     if variant == "single":
-        yield _pairs(field, d, clients.attacker(d), field.start, d.between(0.15, 2.5),
-                     field.scaled(400 * d.between(0.5, 1.5)))
+        yield _pairs(
+            field,
+            d,
+            clients.attacker(d),
+            field.start,
+            d.between(0.15, 2.5),
+            field.scaled(400 * d.between(0.5, 1.5)),
+        )
         return
     sources = field.scaled(d.integer(120, 400))
     spread = min(d.between(1200.0, 5400.0), max(1.0, field.end - field.start))
     for i in range(sources):
         own = field.draws(i)
-        yield _pairs(field, own, clients.bot(field.number * 5000 + i), field.start + own.between(0, spread * 0.5),
-                     spread / 8 * own.between(0.5, 1.5), own.integer(2, 8))
+        yield _pairs(
+            field,
+            own,
+            clients.bot(field.number * 5000 + i),
+            field.start + own.between(0, spread * 0.5),
+            spread / 8 * own.between(0.5, 1.5),
+            own.integer(2, 8),
+        )
 
 
 def _pairs(field: Field, d: Draws, address: str, t: float, gap: float, tries: int) -> Actor:
@@ -140,6 +165,7 @@ def _pairs(field: Field, d: Draws, address: str, t: float, gap: float, tries: in
 
 
 # -- scraping: everything that is public, in order, fast -----------------------------------------
+
 
 def _scraping(variant: str, field: Field, d: Draws) -> Iterator[Actor]:
     sources = 1 if variant == "single" else field.scaled(d.integer(5, 20))
@@ -170,6 +196,7 @@ def _copies(field: Field, d: Draws, part: int, parts: int, rate: float, requests
 
 # -- object enumeration: other people's objects, by their numbers ---------------------------------
 
+
 def _object_enumeration(variant: str, field: Field, d: Draws) -> Iterator[Actor]:
     yield _numbers(field, d, variant)
 
@@ -184,10 +211,12 @@ def _numbers(field: Field, d: Draws, variant: str) -> Actor:
         numbers = d.shuffled(numbers)
     # what the service answers: it checks ownership, or it doesn't (the flaw that is looked for)
     guarded = variant == "guarded" or d.chance(0.5)
-    denied, absent = (d.between(0.75, 0.95), 0.8) if guarded else (d.between(0.0, 0.05), d.between(0.05, 0.45))
+    denied, absent = (
+        (d.between(0.75, 0.95), 0.8) if guarded else (d.between(0.0, 0.05), d.between(0.05, 0.45))
+    )
     gap = d.between(8.0, 25.0) if variant == "slow" else d.lognormal(0.5, 0.9)
     t = field.start
-    if d.chance(0.9):                               # mostly with an account of the attacker's own
+    if d.chance(0.9):  # mostly with an account of the attacker's own
         who = {s.user_field: _victim(d, field), "password": d.hex(10)}
         t, _ = yield from post_login(caller, t, who, 200)
         caller.principal = f"user-{field.n_users + field.number}"
@@ -206,6 +235,7 @@ def _numbers(field: Field, d: Draws, variant: str) -> Actor:
 
 # -- scanning: what else is there? ------------------------------------------------------------------
 
+
 def _scanning(variant: str, field: Field, d: Draws) -> Iterator[Actor]:
     yield _probes(field, d, 1.0 / d.between(5, 40) if variant == "fast" else d.between(0.5, 4.0))
 
@@ -222,11 +252,15 @@ def _probes(field: Field, d: Draws, gap: float) -> Actor:
         path = paths[i % len(paths)]
         if i >= len(paths):
             path = path.rstrip("/") + d.pick(endings[1:])
-        if d.chance(0.12):                          # looks whether a parameter gives way
-            path = f"{s.prefix}/{d.pick(('search', s.items, 'suggest'))}?{d.pick(('q', 'id', 'file', 'url'))}=" \
-                   + quote(d.pick(words.PROBE_VALUES))
+        if d.chance(0.12):  # looks whether a parameter gives way
+            path = (
+                f"{s.prefix}/{d.pick(('search', s.items, 'suggest'))}?{d.pick(('q', 'id', 'file', 'url'))}="
+                + quote(d.pick(words.PROBE_VALUES))
+            )
         luck = d.u()
-        status = 404 if luck < 0.84 else 403 if luck < 0.9 else 401 if luck < 0.93 else 405 if luck < 0.95 else 200
+        status = (
+            404 if luck < 0.84 else 403 if luck < 0.9 else 401 if luck < 0.93 else 405 if luck < 0.95 else 200
+        )
         method = "GET" if d.chance(0.85) else d.pick(("HEAD", "POST", "OPTIONS", "PUT", "TRACE", "PROPFIND"))
         t, _ = yield from caller.call(t, method, path, status, 8)
         t += d.between(0.3, 1.7) * gap
@@ -234,9 +268,14 @@ def _probes(field: Field, d: Draws, gap: float) -> Actor:
 
 # -- denial of service ------------------------------------------------------------------------------
 
+
 def _ddos(variant: str, field: Field, d: Draws) -> Iterator[Actor]:
     lasting = d.between(40.0, 180.0)
-    targets = [f"{field.service.prefix}/search?q={d.pick(words.NOUNS)}", "/", field.service.page(field.service.items, 0, 100)]
+    targets = [
+        f"{field.service.prefix}/search?q={d.pick(words.NOUNS)}",
+        "/",
+        field.service.page(field.service.items, 0, 100),
+    ]
     target = d.pick(targets)
     buster = d.chance(0.5)
     if variant == "single":
@@ -244,11 +283,20 @@ def _ddos(variant: str, field: Field, d: Draws) -> Iterator[Actor]:
         return
     for i in range(field.scaled(d.integer(200, 800))):
         own = field.draws(i)
-        yield _hammer(field, own, clients.bot(100_000 + field.number * 5000 + i), target, buster, own.between(0.4, 3.0),
-                      lasting * own.between(0.4, 1.0))
+        yield _hammer(
+            field,
+            own,
+            clients.bot(100_000 + field.number * 5000 + i),
+            target,
+            buster,
+            own.between(0.4, 3.0),
+            lasting * own.between(0.4, 1.0),
+        )
 
 
-def _hammer(field: Field, d: Draws, address: str, target: str, buster: bool, gap: float, lasting: float) -> Actor:
+def _hammer(
+    field: Field, d: Draws, address: str, target: str, buster: bool, gap: float, lasting: float
+) -> Actor:
     caller = _caller(field, d, "ddos", address)
     t = field.start + d.wait(4.0)
     end = min(field.end, t + lasting)
@@ -260,5 +308,10 @@ def _hammer(field: Field, d: Draws, address: str, target: str, buster: bool, gap
 
 
 _LAUNCH: dict[str, Callable[[str, Field, Draws], Iterator[Actor]]] = {
-    "brute_force": _brute_force, "credential_stuffing": _credential_stuffing, "scraping": _scraping,
-    "object_enumeration": _object_enumeration, "scanning": _scanning, "ddos": _ddos}
+    "brute_force": _brute_force,
+    "credential_stuffing": _credential_stuffing,
+    "scraping": _scraping,
+    "object_enumeration": _object_enumeration,
+    "scanning": _scanning,
+    "ddos": _ddos,
+}

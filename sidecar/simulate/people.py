@@ -1,4 +1,5 @@
 """People: they come by day, log in (and mistype), look around, buy, write, and leave."""
+
 from __future__ import annotations
 
 import math
@@ -11,8 +12,12 @@ from sidecar.simulate.service import Service
 
 DAY = 86400.0
 # visits per hour of the day, relative; a table rather than a formula: real days have a lunch break
-AT_HOME = (.25, .12, .07, .05, .05, .1, .3, .6, .8, .85, .9, .95, 1.05, 1., .95, .95, 1., 1.15, 1.4, 1.7, 1.9, 1.8, 1.3, .7)
-AT_WORK = (.02, .01, .01, .01, .02, .05, .3, 1.1, 2., 2.4, 2.3, 2., 1.3, 1.7, 2.2, 2.1, 1.8, 1.2, .6, .25, .15, .1, .06, .04)
+# fmt: off
+AT_HOME = (.25, .12, .07, .05, .05, .1, .3, .6, .8, .85, .9, .95,
+           1.05, 1., .95, .95, 1., 1.15, 1.4, 1.7, 1.9, 1.8, 1.3, .7)
+AT_WORK = (.02, .01, .01, .01, .02, .05, .3, 1.1, 2., 2.4, 2.3, 2.,
+           1.3, 1.7, 2.2, 2.1, 1.8, 1.2, .6, .25, .15, .1, .06, .04)
+# fmt: on
 WEEKEND_HOME, WEEKEND_WORK = 1.25, 0.12
 
 
@@ -23,7 +28,7 @@ def rhythm(at_work: bool, ts: float, zone_s: float) -> float:
     table = AT_WORK if at_work else AT_HOME
     i = int(hour)
     rate = table[i] + (table[(i + 1) % 24] - table[i]) * (hour - i)
-    if (int(local // 24.0) + 3) % 7 >= 5:          # 1970-01-01 was a Thursday; Monday is 0
+    if (int(local // 24.0) + 3) % 7 >= 5:  # 1970-01-01 was a Thursday; Monday is 0
         rate *= WEEKEND_WORK if at_work else WEEKEND_HOME
     return rate
 
@@ -44,11 +49,11 @@ def person(seed: int, n: int, n_users: int, service: Service, start: float, end:
     """All visits of one user."""
     d = Draws(seed, 1, n)
     place = d.u()
-    at_work = place < 0.25                          # sits in an office, behind its one address
+    at_work = place < 0.25  # sits in an office, behind its one address
     device = clients.draw_device(d, service.host, None if not at_work else "web")
     zone_s = 3600.0 * d.pick((0, 0, 0, 1, 1, 1, 1, 2, 2, 3, -5, -5, -6, -8, 9))
     if at_work:
-        zone_s = 3600.0                             # the offices are near each other
+        zone_s = 3600.0  # the offices are near each other
     per_day = min(20.0, d.lognormal(2.2, 0.8))
     user = _User(d, service, n, device)
     t = start
@@ -68,14 +73,16 @@ class _User(Caller):
     __slots__ = ("assets", "base", "device", "mail", "n", "name", "own", "password", "ready")
 
     def __init__(self, d: Draws, service: Service, n: int, device: clients.Device) -> None:
-        super().__init__(d, service, "", device.headers, f"user_{device.kind}", 0, 2 if device.kind != "web" else 1)
+        super().__init__(
+            d, service, "", device.headers, f"user_{device.kind}", 0, 2 if device.kind != "web" else 1
+        )
         self.n, self.device, self.base = n, device, device.headers
         self.name = f"{d.pick(words.FIRST_NAMES)} {d.pick(words.LAST_NAMES)}"
         compact = self.name.replace(" ", ".").replace("'", "")
         self.mail = f"{compact}{n}@{d.pick(words.MAIL_HOSTS)}"
         self.password = d.pick(words.NOUNS) + d.pick("!?#.-_") + d.hex(5)
-        self.own = [n * 40 + i for i in range(d.integer(0, 9))]      # objects that are this user's
-        self.ready = False                          # the scripts are in the browser's cache
+        self.own = [n * 40 + i for i in range(d.integer(0, 9))]  # objects that are this user's
+        self.ready = False  # the scripts are in the browser's cache
 
     # -- a visit -------------------------------------------------------------------------------
 
@@ -107,8 +114,12 @@ class _User(Caller):
         if self.device.assets:
             t, _ = yield from self.call(t, "GET", "/", 200, 15)
             fresh = not self.ready or d.chance(0.1)
-            for path in (f"/static/app.{s.asset_hash}.js", f"/static/app.{s.asset_hash}.css", "/static/logo.svg",
-                         "/static/fonts/text.woff2"):
+            for path in (
+                f"/static/app.{s.asset_hash}.js",
+                f"/static/app.{s.asset_hash}.css",
+                "/static/logo.svg",
+                "/static/fonts/text.woff2",
+            ):
                 yield from self.call(t + d.between(0.01, 0.15), "GET", path, 200 if fresh else 304, 4)
                 t += 0.02
             self.ready = True
@@ -117,8 +128,14 @@ class _User(Caller):
         else:
             t, _ = yield from self.call(t, "GET", s.prefix + "/config?platform=app", 200, 12)
             if d.chance(0.4):
-                events = [{"name": "app_open", "ts": int(t * 1000) - d.integer(0, 9000), "screen": d.pick(words.NOUNS)}
-                          for _ in range(d.integer(1, 6))]
+                events = [
+                    {
+                        "name": "app_open",
+                        "ts": int(t * 1000) - d.integer(0, 9000),
+                        "screen": d.pick(words.NOUNS),
+                    }
+                    for _ in range(d.integer(1, 6))
+                ]
                 yield from self.call(t + 0.3, "POST", s.prefix + "/events", 202, 8, {"events": events})
         if self.principal is not None:
             t, _ = yield from self.call(t + 0.05, "GET", s.prefix + "/users/me", 200, 14)
@@ -132,10 +149,12 @@ class _User(Caller):
             password = self.password
             if i < slips:
                 at = d.integer(0, len(password) - 1)
-                password = password[:at] + password[at + 1:] if d.chance(0.5) else password.swapcase()
+                password = password[:at] + password[at + 1 :] if d.chance(0.5) else password.swapcase()
             wrong = i < slips
-            fields = {s.user_field: self.mail if "mail" in s.user_field else self.mail.partition("@")[0],
-                      "password": password}
+            fields = {
+                s.user_field: self.mail if "mail" in s.user_field else self.mail.partition("@")[0],
+                "password": password,
+            }
             t, got = yield from post_login(self, t, fields, s.failed_login if wrong else 200)
             if got == 200:
                 self.principal = f"user-{self.n}"
@@ -146,8 +165,9 @@ class _User(Caller):
                 return t
             t += min(120.0, d.lognormal(7.0, 0.6))
             if slips == 3 and i == 2 and d.chance(0.5):
-                t, _ = yield from self.call(t, "POST", s.prefix + "/password/reset", 202, 60,
-                                            {"email": self.mail})
+                t, _ = yield from self.call(
+                    t, "POST", s.prefix + "/password/reset", 202, 60, {"email": self.mail}
+                )
                 return t + d.between(20, 90)
         return t
 
@@ -184,8 +204,13 @@ class _User(Caller):
                 yield from self.call(t + 0.03, "GET", s.item(n) + "/related", 200, 30)
             if self.device.assets:
                 for i in range(d.integer(1, 3)):
-                    yield from self.call(t + 0.05 + 0.01 * i, "GET", f"/static/img/{s.item_id(n)}-{i}.webp",
-                                         200 if d.chance(0.99) else 404, 6)
+                    yield from self.call(
+                        t + 0.05 + 0.01 * i,
+                        "GET",
+                        f"/static/img/{s.item_id(n)}-{i}.webp",
+                        200 if d.chance(0.99) else 404,
+                        6,
+                    )
                 t += 0.1
         return t
 
@@ -201,34 +226,68 @@ class _User(Caller):
 
     def search(self, t: float) -> Walk:
         d, s = self.d, self.service
-        query = d.pick(words.ODD_SEARCHES) if d.chance(0.08) else \
-            f"{d.pick(words.ADJECTIVES)} {d.pick(words.NOUNS)}" if d.chance(0.6) else d.pick(words.NOUNS)
+        query = (
+            d.pick(words.ODD_SEARCHES)
+            if d.chance(0.08)
+            else f"{d.pick(words.ADJECTIVES)} {d.pick(words.NOUNS)}"
+            if d.chance(0.6)
+            else d.pick(words.NOUNS)
+        )
         if self.device.kind == "web":
-            for length in range(3, len(query), d.integer(2, 4)):      # suggestions while typing
+            for length in range(3, len(query), d.integer(2, 4)):  # suggestions while typing
                 yield from self.call(t, "GET", f"{s.prefix}/suggest?q={quote(query[:length])}", 200, 8)
                 t += d.between(0.12, 0.5)
-        t, _ = yield from self.call(t, "GET", f"{s.prefix}/search?" + urlencode({"q": query, "in": s.items}), 200, 70)
+        t, _ = yield from self.call(
+            t, "GET", f"{s.prefix}/search?" + urlencode({"q": query, "in": s.items}), 200, 70
+        )
         return t
 
     def shop(self, t: float) -> Walk:
         d, s = self.d, self.service
         item = s.item_id(d.zipf(s.n_items))
-        t, _ = yield from self.call(t, "POST", s.prefix + "/cart/items", 201, 40,
-                                    {"item": item, "quantity": d.integer(1, 3), "note": ""})
+        t, _ = yield from self.call(
+            t,
+            "POST",
+            s.prefix + "/cart/items",
+            201,
+            40,
+            {"item": item, "quantity": d.integer(1, 3), "note": ""},
+        )
         if d.chance(0.25):
-            t, _ = yield from self.call(t + d.between(2, 15), "PATCH", f"{s.prefix}/cart/items/{item}", 200, 30,
-                                        {"quantity": d.integer(1, 5)})
+            t, _ = yield from self.call(
+                t + d.between(2, 15),
+                "PATCH",
+                f"{s.prefix}/cart/items/{item}",
+                200,
+                30,
+                {"quantity": d.integer(1, 5)},
+            )
         if d.chance(0.2):
-            t, _ = yield from self.call(t + d.between(2, 15), "DELETE", f"{s.prefix}/cart/items/{item}", 204, 25)
+            t, _ = yield from self.call(
+                t + d.between(2, 15), "DELETE", f"{s.prefix}/cart/items/{item}", 204, 25
+            )
         elif d.chance(0.45):
             t, _ = yield from self.call(t + d.between(1, 4), "GET", s.prefix + "/cart", 200, 25)
-            order = {"address": {"name": self.name.title(), "street": f"{d.pick(words.LAST_NAMES).title()} St. "
-                                 f"{d.integer(1, 200)}", "city": d.pick(words.CITIES), "zip": f"{d.integer(1000, 99999)}"},
-                     "payment": {"method": d.pick(("card", "invoice", "wallet")), "token": f"tok_{d.hex(24)}"},
-                     "comment": d.pick(words.SENTENCES) if d.chance(0.2) else None, "newsletter": d.chance(0.2)}
-            t, got = yield from self.call(t + d.lognormal(30, 0.6), "POST", f"{s.prefix}/{s.objects}",
-                                          201 if d.chance(0.97) else 422, 120, order,
-                                          extra=(("Idempotency-Key", d.hex(32)),))
+            order = {
+                "address": {
+                    "name": self.name.title(),
+                    "street": f"{d.pick(words.LAST_NAMES).title()} St. {d.integer(1, 200)}",
+                    "city": d.pick(words.CITIES),
+                    "zip": f"{d.integer(1000, 99999)}",
+                },
+                "payment": {"method": d.pick(("card", "invoice", "wallet")), "token": f"tok_{d.hex(24)}"},
+                "comment": d.pick(words.SENTENCES) if d.chance(0.2) else None,
+                "newsletter": d.chance(0.2),
+            }
+            t, got = yield from self.call(
+                t + d.lognormal(30, 0.6),
+                "POST",
+                f"{s.prefix}/{s.objects}",
+                201 if d.chance(0.97) else 422,
+                120,
+                order,
+                extra=(("Idempotency-Key", d.hex(32)),),
+            )
             if got == 201:
                 self.own.append(self.n * 40 + len(self.own) % 40)
         return t
@@ -249,10 +308,20 @@ class _User(Caller):
         d, s = self.d, self.service
         t, _ = yield from self.call(t, "GET", s.prefix + "/users/me", 200, 14)
         if d.chance(0.3):
-            change = {"name": self.name.title(), "city": d.pick(words.CITIES), "phone": f"+49{d.integer(10**8, 10**9)}",
-                      "preferences": {"language": d.pick(("de", "en", "fr", "tr")), "mails": d.chance(0.5)}}
-            t, _ = yield from self.call(t + d.lognormal(25, 0.5), "PUT", s.prefix + "/users/me",
-                                        200 if d.chance(0.95) else 422, 45, change)
+            change = {
+                "name": self.name.title(),
+                "city": d.pick(words.CITIES),
+                "phone": f"+49{d.integer(10**8, 10**9)}",
+                "preferences": {"language": d.pick(("de", "en", "fr", "tr")), "mails": d.chance(0.5)},
+            }
+            t, _ = yield from self.call(
+                t + d.lognormal(25, 0.5),
+                "PUT",
+                s.prefix + "/users/me",
+                200 if d.chance(0.95) else 422,
+                45,
+                change,
+            )
         elif d.chance(0.3):
             t, _ = yield from self.call(t + 1, "GET", s.prefix + "/notifications?unread=true", 200, 15)
         return t
@@ -260,9 +329,14 @@ class _User(Caller):
     def write(self, t: float) -> Walk:
         d, s = self.d, self.service
         text = " ".join(d.pick(words.SENTENCES) for _ in range(d.integer(1, 4)))
-        step: Step = self.call(t + d.lognormal(40, 0.6), "POST", s.item(d.zipf(s.n_items)) + "/reviews",
-                               201 if d.chance(0.97) else 422, 50,
-                               {"rating": d.integer(1, 5), "title": d.pick(words.SENTENCES)[:40], "text": text})
+        step: Step = self.call(
+            t + d.lognormal(40, 0.6),
+            "POST",
+            s.item(d.zipf(s.n_items)) + "/reviews",
+            201 if d.chance(0.97) else 422,
+            50,
+            {"rating": d.integer(1, 5), "title": d.pick(words.SENTENCES)[:40], "text": text},
+        )
         t, _ = yield from step
         return t
 

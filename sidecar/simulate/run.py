@@ -1,4 +1,5 @@
 """A scenario, and the traffic that comes of it in the order of time."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from sidecar.simulate.machines import crawler, health_check, integration
 from sidecar.simulate.people import person
 from sidecar.simulate.service import Load, Service, draw_service
 
-START_TS = 1_767_571_200.0          # Monday 2026-01-05, 00:00 UTC: fixed, so that a seed is a log
+START_TS = 1_767_571_200.0  # Monday 2026-01-05, 00:00 UTC: fixed, so that a seed is a log
 USERS_MAX = 1_000_000
 HOURS_MAX = 24.0 * 366
 ATTACKS_MAX = 1000
@@ -29,13 +30,19 @@ class Scenario:
     seed: int = 0
     attacks: tuple[Attack, ...] = ()
     start_ts: float = START_TS
-    machines: bool = True           # health checks, crawlers, integrations
-    intensity: float = 1.0          # of the attacks
-    start_hour: float = field(default=0.0)      # of the day, UTC; short logs want to begin by day
+    machines: bool = True  # health checks, crawlers, integrations
+    intensity: float = 1.0  # of the attacks
+    start_hour: float = field(default=0.0)  # of the day, UTC; short logs want to begin by day
 
     def __post_init__(self) -> None:
-        for name, low, high in (("users", 0, USERS_MAX), ("hours", 0.0, HOURS_MAX), ("seed", 0, 2**63 - 1),
-                                ("intensity", 0.001, 1000.0), ("start_hour", 0.0, 24.0), ("start_ts", 0.0, 2.0e11)):
+        for name, low, high in (
+            ("users", 0, USERS_MAX),
+            ("hours", 0.0, HOURS_MAX),
+            ("seed", 0, 2**63 - 1),
+            ("intensity", 0.001, 1000.0),
+            ("start_hour", 0.0, 24.0),
+            ("start_ts", 0.0, 2.0e11),
+        ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} must be between {low:,} and {high:,}, not {value:,}")

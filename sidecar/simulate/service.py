@@ -1,4 +1,5 @@
 """The simulated API: its routes, identifiers, latencies and how it suffers under load."""
+
 from __future__ import annotations
 
 import math
@@ -12,18 +13,18 @@ class Service:
     """The shape of one API. Each seed draws another, so that what is learned isn't its spelling."""
 
     host: str
-    prefix: str                 # before every API path
-    items: str                  # the public collection
-    objects: str                # the collection of which everyone owns a part
+    prefix: str  # before every API path
+    items: str  # the public collection
+    objects: str  # the collection of which everyone owns a part
     login_path: str
-    login_form: bool            # form instead of JSON
-    user_field: str             # of the login
-    failed_login: int           # status
-    item_numbers: bool          # items are numbered; else UUIDs. Objects and users are always numbered.
+    login_form: bool  # form instead of JSON
+    user_field: str  # of the login
+    failed_login: int  # status
+    item_numbers: bool  # items are numbered; else UUIDs. Objects and users are always numbered.
     n_items: int
     first_object: int
-    paging: str                 # page | offset | cursor
-    auth: str                   # bearer | cookie | key
+    paging: str  # page | offset | cursor
+    auth: str  # bearer | cookie | key
     asset_hash: str
     salt: int
 
@@ -53,14 +54,22 @@ def draw_service(seed: int, n_users: int) -> Service:
     prefix = d.pick(("/api/v1", "/api/v2", "/v1", "/api", "/rest/v3", ""))
     return Service(
         host=d.pick(("api.shop.example", "www.shop.example", "app.example.org", "api.example.net")),
-        prefix=prefix, items=d.pick(("products", "articles", "listings", "tracks", "recipes")),
+        prefix=prefix,
+        items=d.pick(("products", "articles", "listings", "tracks", "recipes")),
         objects=d.pick(("orders", "invoices", "documents", "tickets", "bookings")),
-        login_path=prefix + d.pick(("/login", "/auth/login", "/session", "/sessions", "/auth/token", "/users/sign_in")),
-        login_form=d.chance(0.25), user_field=d.pick(("email", "username", "login", "user")),
-        failed_login=d.pick((401, 401, 401, 403, 400)), item_numbers=d.chance(0.6),
-        n_items=max(200, 20 * int(math.sqrt(n_users)) * d.integer(3, 9)), first_object=d.integer(1, 9) * 10_000,
-        paging=d.pick(("page", "offset", "cursor")), auth=d.pick(("bearer", "bearer", "cookie", "key")),
-        asset_hash=d.hex(8), salt=d.integer(1, 2**31))
+        login_path=prefix
+        + d.pick(("/login", "/auth/login", "/session", "/sessions", "/auth/token", "/users/sign_in")),
+        login_form=d.chance(0.25),
+        user_field=d.pick(("email", "username", "login", "user")),
+        failed_login=d.pick((401, 401, 401, 403, 400)),
+        item_numbers=d.chance(0.6),
+        n_items=max(200, 20 * int(math.sqrt(n_users)) * d.integer(3, 9)),
+        first_object=d.integer(1, 9) * 10_000,
+        paging=d.pick(("page", "offset", "cursor")),
+        auth=d.pick(("bearer", "bearer", "cookie", "key")),
+        asset_hash=d.hex(8),
+        salt=d.integer(1, 2**31),
+    )
 
 
 def uuid(salt: int, n: int) -> str:
@@ -99,6 +108,6 @@ class Load:
             response_ms *= min(40.0, 1.0 / max(0.025, 1.0 - use))
             if use > 0.9 and luck < min(0.8, (use - 0.9) * 2.0):
                 return (503 if luck < 0.6 else 504), response_ms
-        if luck > 0.9985 and status < 500:      # things break now and then on a quiet day too
+        if luck > 0.9985 and status < 500:  # things break now and then on a quiet day too
             return (500 if luck > 0.9993 else 502), response_ms
         return status, response_ms
