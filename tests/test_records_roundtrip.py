@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.records import JsonLinesWriter, RecordsError, RequestRecord, clf, envoy, jsonlines, read, write
+from sidecar.records import RecordsError, RequestRecord, clf, envoy, jsonlines, read, write
 from sidecar.records.model import BadLine, NoRequest, clean, printable
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -62,8 +63,8 @@ def escaped(value: bytes) -> str:
 )
 def test_whatever_is_requested_survives_an_access_log(target: bytes, agent: str, user: str) -> None:
     line = (
-        f'192.0.2.1 - {escaped(user.encode()) or "-"} [10/Oct/2025:13:55:36 +0000] "GET {escaped(target)} HTTP/1.1" '
-        f'200 1 "-" "{escaped(agent.encode())}"'
+        f'192.0.2.1 - {escaped(user.encode()) or "-"} [10/Oct/2025:13:55:36 +0000] '
+        f'"GET {escaped(target)} HTTP/1.1" 200 1 "-" "{escaped(agent.encode())}"'
     )
     record = clf.parse(line.encode())
     try:
@@ -132,9 +133,12 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(read(path)) == some
     before = path.read_bytes()
     assert gzip.decompress(before).count(b"\n") == 10
-    with pytest.raises(RuntimeError, match="half way"), JsonLinesWriter(path) as writer:
-        writer.write(some[0])
+    def broken() -> Iterator[RequestRecord]:
+        yield some[0]
         raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        write(path, broken())
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl.gz"]
     assert write(path, some) == 10

@@ -51,7 +51,7 @@ def person(seed: int, n: int, n_users: int, service: Service, start: float, end:
     place = d.u()
     at_work = place < 0.25  # sits in an office, behind its one address
     device = clients.draw_device(d, service.host, None if not at_work else "web")
-    zone_s = 3600.0 * d.pick((0, 0, 0, 1, 1, 1, 1, 2, 2, 3, -5, -5, -6, -8, 9))
+    zone_s = 3600.0 * d.pick((0, 0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3, -5))
     if at_work:
         zone_s = 3600.0  # the offices are near each other
     per_day = min(20.0, d.lognormal(2.2, 0.8))
