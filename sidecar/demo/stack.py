@@ -17,7 +17,7 @@ from sidecar.demo.supervisor import Child, answers, free_port, wait_until
 
 SETTINGS = Path(__file__).with_name("outrider.yaml")
 SOCKET_PATH_MAX = 107      # bytes, sun_path less its terminator
-PORTS = {"envoy": 10000, "envoy_admin": 9901, "admin": 9902, "api": 8080}
+PORTS = {"envoy": 10000, "envoy_admin": 9903, "admin": 9902, "api": 8080}
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
