@@ -1,4 +1,5 @@
 """outrider demo"""
+
 from __future__ import annotations
 
 import signal
@@ -30,6 +31,7 @@ def command(once: bool, observe: bool, keep: bool) -> None:
 
     from sidecar.demo.envoy import DemoError, find_envoy
     from sidecar.demo.stack import Stack
+
     console = Console()
     if once and observe:
         raise click.UsageError("--once promises refusals: it can't go with --observe")
@@ -44,7 +46,9 @@ def command(once: bool, observe: bool, keep: bool) -> None:
         envoy = find_envoy()
         settings: dict[str, Any] = {"service": {"mode": "observe"}} if observe else {}
         stack = Stack(settings, keep=keep)
-        console.print(f"Starting the demo API, the sidecar and Envoy ({envoy}) ...", style="dim", markup=False)
+        console.print(
+            f"Starting the demo API, the sidecar and Envoy ({envoy}) ...", style="dim", markup=False
+        )
         with stack:
             status = tour(stack, console) if once else show(stack, console)
         if status:
@@ -59,6 +63,7 @@ def command(once: bool, observe: bool, keep: bool) -> None:
 
 def tour(stack: Any, console: Any) -> int:
     from sidecar.demo.tour import Tour
+
     run = Tour(stack)
     kept = run.run()
     run.report(console)
@@ -71,8 +76,14 @@ def show(stack: Any, console: Any) -> int:
     from rich.text import Text
 
     from sidecar.demo.show import Tail, line
-    console.print(Text(GUIDE.format(url=stack.url, admin=stack.admin_url, envoy=stack.envoy_admin_url,
-                                    folder=stack.folder)))
+
+    console.print(
+        Text(
+            GUIDE.format(
+                url=stack.url, admin=stack.admin_url, envoy=stack.envoy_admin_url, folder=stack.folder
+            )
+        )
+    )
     tail = Tail(Path(stack.decisions))
     try:
         while True:

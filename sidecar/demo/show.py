@@ -1,4 +1,5 @@
 """Decisions as a person reads them in a terminal. Everything a client sent is made harmless first."""
+
 from __future__ import annotations
 
 import json
@@ -11,7 +12,13 @@ from rich.text import Text
 
 LINE_MAX = 1 << 16
 TEXT_MAX = 160
-STYLES = {"allow": "green", "tag": "yellow", "throttle": "magenta", "challenge": "magenta", "block": "bold red"}
+STYLES = {
+    "allow": "green",
+    "tag": "yellow",
+    "throttle": "magenta",
+    "challenge": "magenta",
+    "block": "bold red",
+}
 
 Record = dict[str, Any]
 
@@ -20,14 +27,18 @@ def harmless(value: object, limit: int = TEXT_MAX) -> str:
     """Printable text on one line: no control characters, no turning of the writing direction, no more than
     limit characters."""
     text = str(value)
-    out = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}"
-                  for c in text[:limit])
+    out = "".join(
+        c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}"
+        for c in text[:limit]
+    )
     return out + ("…" if len(text) > limit else "")
 
 
 def why(record: Record) -> str:
     """The reasons' sentences, joined."""
-    return "; ".join(harmless(reason.get("text") or reason.get("name", "")) for reason in record.get("reasons", []))
+    return "; ".join(
+        harmless(reason.get("text") or reason.get("name", "")) for reason in record.get("reasons", [])
+    )
 
 
 def line(record: Record) -> Text:

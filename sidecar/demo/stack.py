@@ -1,4 +1,5 @@
 """The demo's three processes as one thing to enter and leave."""
+
 from __future__ import annotations
 
 import copy
@@ -16,7 +17,7 @@ from sidecar.demo.envoy import DemoError, EnvoyPlan, arguments, render, write_co
 from sidecar.demo.supervisor import Child, answers, free_port, wait_until
 
 SETTINGS = Path(__file__).with_name("outrider.yaml")
-SOCKET_PATH_MAX = 107      # bytes, sun_path less its terminator
+SOCKET_PATH_MAX = 107  # bytes, sun_path less its terminator
 PORTS = {"envoy": 10000, "envoy_admin": 9903, "admin": 9902, "api": 8080}
 
 
@@ -52,8 +53,13 @@ class Stack:
     the block.
     """
 
-    def __init__(self, settings: dict[str, Any] | None = None, plan: dict[str, Any] | None = None,
-                 keep: bool = False, fixed_ports: bool = True) -> None:
+    def __init__(
+        self,
+        settings: dict[str, Any] | None = None,
+        plan: dict[str, Any] | None = None,
+        keep: bool = False,
+        fixed_ports: bool = True,
+    ) -> None:
         self.folder = make_folder()
         self.keep = keep
         self.logs = self.folder / "logs"
@@ -65,24 +71,39 @@ class Stack:
         self.settings_file = self.folder / "outrider.yaml"
         self.decisions = self.logs / "decisions.jsonl"
         self.access_log = self.logs / "access.jsonl"
-        self.plan = EnvoyPlan(**({
-            "port": self.ports["envoy"], "admin_port": self.ports["envoy_admin"],
-            "api_port": self.ports["api"], "socket": self.socket,
-            "access_log": self.access_log} | (plan or {})))
+        self.plan = EnvoyPlan(
+            **(
+                {
+                    "port": self.ports["envoy"],
+                    "admin_port": self.ports["envoy_admin"],
+                    "api_port": self.ports["api"],
+                    "socket": self.socket,
+                    "access_log": self.access_log,
+                }
+                | (plan or {})
+            )
+        )
         self.write_settings(settings or {})
         envoy_config = write_config(self.plan, self.folder / "envoy.json", render(self.plan))
         python = [sys.executable, "-m"]
-        self.api = Child("the demo API", [*python, "sidecar.demo.api", "--port", str(self.ports["api"])],
-                         self.logs / "api.log")
-        self.sidecar = Child("the sidecar", [*python, "sidecar.cli", "serve", "-c", str(self.settings_file)],
-                             self.logs / "sidecar.log")
+        self.api = Child(
+            "the demo API",
+            [*python, "sidecar.demo.api", "--port", str(self.ports["api"])],
+            self.logs / "api.log",
+        )
+        self.sidecar = Child(
+            "the sidecar",
+            [*python, "sidecar.cli", "serve", "-c", str(self.settings_file)],
+            self.logs / "sidecar.log",
+        )
         self.envoy = Child("Envoy", arguments(envoy_config), self.logs / "envoy.log")
         self.children = [self.api, self.sidecar, self.envoy]
         root = str(Path(__file__).resolve().parents[2])
         for child in (self.api, self.sidecar):
             # the checkout first, also when the demo is started from elsewhere
             child.env["PYTHONPATH"] = os.pathsep.join(
-                p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+                p for p in (root, os.environ.get("PYTHONPATH", "")) if p
+            )
 
     @property
     def url(self) -> str:
@@ -100,10 +121,12 @@ class Stack:
         """(Re)write outrider.yaml: the demo's, with `over` laid on top. Replaced in one step, as the
         sidecar may be watching it."""
         base = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
-        own = {"listen": {"address": f"unix:{self.socket}"},
-               "admin": {"address": f"127.0.0.1:{self.ports['admin']}"},
-               "arena": {"path": str(self.arena)},
-               "decision_log": {"path": str(self.decisions)}}
+        own = {
+            "listen": {"address": f"unix:{self.socket}"},
+            "admin": {"address": f"127.0.0.1:{self.ports['admin']}"},
+            "arena": {"path": str(self.arena)},
+            "decision_log": {"path": str(self.decisions)},
+        }
         fresh = self.settings_file.with_suffix(".new")
         fresh.write_text(yaml.safe_dump(merge(merge(base, own), over), sort_keys=False), encoding="utf-8")
         fresh.replace(self.settings_file)
@@ -114,8 +137,12 @@ class Stack:
 
     def wait_for_envoy(self, healthy: bool = True) -> None:
         """Until Envoy's health check sees the sidecar as up (or down)."""
-        wait_until(lambda: self.envoy_sees_sidecar() is healthy,
-                   f"Envoy saw the sidecar as {'up' if healthy else 'down'}", [self.envoy], 20.0)
+        wait_until(
+            lambda: self.envoy_sees_sidecar() is healthy,
+            f"Envoy saw the sidecar as {'up' if healthy else 'down'}",
+            [self.envoy],
+            20.0,
+        )
 
     def envoy_sees_sidecar(self) -> bool:
         return envoy_stats(self.envoy_admin_url).get("cluster.outrider.membership_healthy", 0) >= 1
@@ -150,8 +177,9 @@ class Stack:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is not None and not issubclass(kind, (KeyboardInterrupt, SystemExit)):
             self.keep = True
         self.stop()
@@ -160,6 +188,7 @@ class Stack:
 def envoy_stats(admin_url: str) -> dict[str, int]:
     """Envoy's counters and gauges by name; empty when it doesn't answer."""
     import urllib.request
+
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(admin_url + "/stats?usedonly", timeout=2) as response:

@@ -1,5 +1,6 @@
 """Starting, watching and ending the demo's processes. Each is ended by its own process id; none outlives
 the supervisor, not even when that is killed."""
+
 from __future__ import annotations
 
 import ctypes
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from sidecar.demo.envoy import DemoError
 
-START_TIMEOUT_S = 60.0     # models are compiled on a first start
+START_TIMEOUT_S = 60.0  # models are compiled on a first start
 STOP_TIMEOUT_S = 12.0
 TAIL_BYTES = 6000
 PR_SET_PDEATHSIG = 1
@@ -47,8 +48,14 @@ class Child:
             try:
                 # an own session: Ctrl-C reaches the supervisor only, which ends the children in order
                 self.process = subprocess.Popen(
-                    self.argv, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=self.env,
-                    start_new_session=True, preexec_fn=_end_with_parent)
+                    self.argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=self.env,
+                    start_new_session=True,
+                    preexec_fn=_end_with_parent,
+                )
             except OSError as error:
                 raise DemoError(f"can't start {self.name} ({self.argv[0]}): {error.strerror}") from error
 
@@ -81,20 +88,24 @@ class Child:
             data = self.log.read_bytes()[-TAIL_BYTES:]
         except OSError:
             return ""
-        return "".join(c if c == "\n" or c.isprintable() else f"\\x{ord(c):02x}"
-                       for c in data.decode("utf-8", "replace"))
+        return "".join(
+            c if c == "\n" or c.isprintable() else f"\\x{ord(c):02x}" for c in data.decode("utf-8", "replace")
+        )
 
 
-def wait_until(ready: Callable[[], bool], what: str, children: list[Child],
-               timeout_s: float = START_TIMEOUT_S) -> None:
+def wait_until(
+    ready: Callable[[], bool], what: str, children: list[Child], timeout_s: float = START_TIMEOUT_S
+) -> None:
     """Poll until ready; DemoError with the log's end when a child died or time is up."""
     deadline = time.monotonic() + timeout_s
     while not ready():
         for child in children:
             if not child.running():
                 status = child.process.returncode if child.process else None
-                raise DemoError(f"{child.name} ended (status {status}) before {what}. Its log, "
-                                f"{child.log}, ends:\n{child.tail()}")
+                raise DemoError(
+                    f"{child.name} ended (status {status}) before {what}. Its log, "
+                    f"{child.log}, ends:\n{child.tail()}"
+                )
         if time.monotonic() > deadline:
             logs = "\n".join(f"--- {child.log}\n{child.tail()}" for child in children)
             raise DemoError(f"waited {timeout_s:.0f} s for {what} in vain.\n{logs}")

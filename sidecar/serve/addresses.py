@@ -3,6 +3,7 @@
 gRPC itself would remove a socket file that another process still listens on, and share a TCP port
 silently; both are refused here with a sentence.
 """
+
 from __future__ import annotations
 
 import errno
@@ -14,8 +15,8 @@ from pathlib import Path
 
 from sidecar.serve.errors import StartupError
 
-SOCKET_PATH_MAX = 107        # bytes: sun_path on Linux less its terminator
-SOCKET_MODE = 0o660          # the folder's group (a pod's fsGroup) may connect, others may not
+SOCKET_PATH_MAX = 107  # bytes: sun_path on Linux less its terminator
+SOCKET_MODE = 0o660  # the folder's group (a pod's fsGroup) may connect, others may not
 PROBE_TIMEOUT_S = 0.5
 
 
@@ -52,11 +53,15 @@ def check_unix(path: Path) -> None:
     if not path.is_absolute():
         raise StartupError(f"the socket path {path} isn't absolute")
     if len(os.fsencode(path)) > SOCKET_PATH_MAX:
-        raise StartupError(f"the socket path {path} is longer than the {SOCKET_PATH_MAX} bytes the system allows")
+        raise StartupError(
+            f"the socket path {path} is longer than the {SOCKET_PATH_MAX} bytes the system allows"
+        )
     folder = path.parent
     if not folder.is_dir():
-        raise StartupError(f"the folder of the socket, {folder}, doesn't exist: create it (mkdir -p {folder}), "
-                           "or mount the shared volume there")
+        raise StartupError(
+            f"the folder of the socket, {folder}, doesn't exist: create it (mkdir -p {folder}), "
+            "or mount the shared volume there"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StartupError(f"no permission to create a socket in {folder} (user id {os.getuid()})")
     try:
@@ -64,17 +69,21 @@ def check_unix(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise StartupError(f"{path} exists and isn't a socket: move it away, or choose another listen.address")
+        raise StartupError(
+            f"{path} exists and isn't a socket: move it away, or choose another listen.address"
+        )
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(PROBE_TIMEOUT_S)
         try:
             probe.connect(str(path))
         except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)     # its process died without removing it
+            path.unlink(missing_ok=True)  # its process died without removing it
             return
         except OSError as error:
             raise StartupError(f"can't tell whether {path} is in use: {error.strerror or error}") from error
-    raise StartupError(f"another process already listens on {path}: stop it, or choose another listen.address")
+    raise StartupError(
+        f"another process already listens on {path}: stop it, or choose another listen.address"
+    )
 
 
 def check_tcp(host: str, port: int, what: str) -> None:

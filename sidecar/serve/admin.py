@@ -3,6 +3,7 @@
 It runs in threads of its own, so that it answers while the event loop is busy, and it is bounded: so
 many connections at a time, each with a timeout; what is beyond is closed.
 """
+
 from __future__ import annotations
 
 import logging
@@ -106,8 +107,9 @@ class AdminServer:
         except OSError as error:
             raise StartupError(f"admin.address: {explain(error, address.host, address.port)}") from error
         self.address = Address(None, address.host, int(self._server.server_address[1]))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="admin",
-                                        daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.2,), name="admin", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:

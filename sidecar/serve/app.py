@@ -1,9 +1,10 @@
 """The serving process from start to drain: `run` is its life, top to bottom.
 
-    check addresses -> open the core (arena, policy, models) -> transport, admin, decision log
-      -> serve; reload on SIGHUP or when the file changes
-      -> SIGTERM: not ready, wait for the proxy to look away, finish what is in progress, close
+check addresses -> open the core (arena, policy, models) -> transport, admin, decision log
+  -> serve; reload on SIGHUP or when the file changes
+  -> SIGTERM: not ready, wait for the proxy to look away, finish what is in progress, close
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -25,8 +26,8 @@ from sidecar.serve.errors import EXIT_CONFIG, EXIT_MODELS, EXIT_RESOURCE, Startu
 from sidecar.serve.metrics import Outrider, Tally, make_registry
 
 HEARTBEAT_S = 0.5
-HEARTBEAT_STALE_S = 10.0     # an event loop this late isn't serving: /healthz fails
-LOOK_AWAY_S = 2.5            # at most: Envoy's health check is told twice, a second apart
+HEARTBEAT_STALE_S = 10.0  # an event loop this late isn't serving: /healthz fails
+LOOK_AWAY_S = 2.5  # at most: Envoy's health check is told twice, a second apart
 WATCH_EVERY_S = 1.0
 
 log = logging.getLogger("outrider.serve")
@@ -105,11 +106,21 @@ class Application:
         # before the core: probes are answered (not ready) while models are compiled
         self.core = None
         if self.settings.admin.address is not None:
-            registry = make_registry(Outrider(
-                self._counters, self._histograms, bounds_us(), self._transport_stats, self.tally, self._gauges,
-                version(), lambda: self.settings.service.mode))
-            self.admin = AdminServer(addresses.parse(self.settings.admin.address), registry, self.health,
-                                     self.ready)
+            registry = make_registry(
+                Outrider(
+                    self._counters,
+                    self._histograms,
+                    bounds_us(),
+                    self._transport_stats,
+                    self.tally,
+                    self._gauges,
+                    version(),
+                    lambda: self.settings.service.mode,
+                )
+            )
+            self.admin = AdminServer(
+                addresses.parse(self.settings.admin.address), registry, self.health, self.ready
+            )
         self.core = await asyncio.to_thread(open_core, self.settings)
         self.decisions = DecisionLog(self.core.arena, self.plan(), self.tally, sentence())
         self.decisions.start()
@@ -125,11 +136,19 @@ class Application:
         self.spawn(self.reloader())
         self.spawn(self.watcher())
         self.serving = True
-        log.info("serving", extra={
-            "version": version(), "address": str(listen), "admin": self.settings.admin.address,
-            "arena": self.settings.arena.path, "mode": self.settings.service.mode,
-            "failure": self.settings.service.failure, "config": self.path or "built-in defaults",
-            "pid": os.getpid()})
+        log.info(
+            "serving",
+            extra={
+                "version": version(),
+                "address": str(listen),
+                "admin": self.settings.admin.address,
+                "arena": self.settings.arena.path,
+                "mode": self.settings.service.mode,
+                "failure": self.settings.service.failure,
+                "config": self.path or "built-in defaults",
+                "pid": os.getpid(),
+            },
+        )
 
     async def drain(self) -> None:
         """Not ready first, so that the proxy stops asking; then finish what is in progress."""
@@ -264,8 +283,10 @@ class Application:
             await asyncio.to_thread(self.core.reload, self.settings)
         except Exception as error:
             self.tally.add("model_reloads", "refused")
-            log.error("model bundle refused, the running models are kept", extra={
-                "bundle": self.settings.models.bundle, "why": f"{type(error).__name__}: {error}"})
+            log.error(
+                "model bundle refused, the running models are kept",
+                extra={"bundle": self.settings.models.bundle, "why": f"{type(error).__name__}: {error}"},
+            )
             return
         self.tally.add("model_reloads", "applied")
         log.info("models reloaded", extra={"bundle": self.settings.models.bundle})
@@ -288,10 +309,15 @@ class Application:
     def _gauges(self) -> Mapping[str, tuple[str, float]]:
         return {
             "ready": ("1 while requests are accepted.", float(self.ready()[0])),
-            "config_last_reload_successful": ("0 after a refused configuration.", float(self.last_reload_fine)),
+            "config_last_reload_successful": (
+                "0 after a refused configuration.",
+                float(self.last_reload_fine),
+            ),
             "start_time_seconds": ("When this process started, unix seconds.", self.started),
-            "arena_clients_limit": ("Client entries that the arena has room for.",
-                                    float(self.settings.arena.clients)),
+            "arena_clients_limit": (
+                "Client entries that the arena has room for.",
+                float(self.settings.arena.clients),
+            ),
         }
 
 
@@ -301,30 +327,36 @@ class Application:
 def open_core(settings: Settings) -> Any:
     """sidecar.core.open_core, its errors as StartupError."""
     from sidecar import core
+
     try:
         return core.open_core(settings)
     except MemoryError as error:
         raise StartupError(f"arena.path: not enough memory for the arena: {error}") from error
     except Exception as error:
         status = EXIT_MODELS if "Bundle" in type(error).__name__ else EXIT_RESOURCE
-        if type(error).__name__ in ("ArenaError", "BundleError", "CompileError") or isinstance(error, OSError):
+        if type(error).__name__ in ("ArenaError", "BundleError", "CompileError") or isinstance(
+            error, OSError
+        ):
             raise StartupError(str(error), status) from error
         raise
 
 
 def make_transport(core: Any, settings: Settings) -> Transport:
     from sidecar.serve.grpc_transport import GrpcTransport
+
     transport: Transport = GrpcTransport(core.engine(), settings.listen)
     return transport
 
 
 def bounds_us() -> list[float]:
     from native.engine import HISTOGRAM_BOUNDS_US
+
     return [float(bound) for bound in HISTOGRAM_BOUNDS_US]
 
 
 def sentence() -> Callable[[Mapping[str, Any], Mapping[str, Any]], str]:
     from sidecar import reasons
+
     return reasons.sentence
 
 
@@ -337,6 +369,10 @@ def fixed_changes(old: Settings, new: Settings) -> list[str]:
             continue
         for name, field in type(after).model_fields.items():
             extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("x-restart") and getattr(before, name) != getattr(after, name):
+            if (
+                isinstance(extra, dict)
+                and extra.get("x-restart")
+                and getattr(before, name) != getattr(after, name)
+            ):
                 out.append(f"{section}.{field.alias or name}")
     return out

@@ -4,6 +4,7 @@ A thread of its own empties the ring, also when nothing is to be written, so tha
 latest. A log that can't be written costs its lines, never a decision: it is counted, and said once a
 minute.
 """
+
 from __future__ import annotations
 
 import logging
@@ -54,10 +55,15 @@ def sampled(number: int, share: float) -> bool:
 class DecisionLog:
     """sentence: makes a reason readable, (reason, record) -> text."""
 
-    def __init__(self, ring: Ring, plan: Plan, tally: Tally,
-                 sentence: Callable[[Mapping[str, Any], Mapping[str, Any]], str]) -> None:
+    def __init__(
+        self,
+        ring: Ring,
+        plan: Plan,
+        tally: Tally,
+        sentence: Callable[[Mapping[str, Any], Mapping[str, Any]], str],
+    ) -> None:
         self._ring, self._plan, self._tally, self._sentence = ring, plan, tally, sentence
-        self._lock = threading.Lock()      # the open file and the plan
+        self._lock = threading.Lock()  # the open file and the plan
         self._fd = -1
         self._opened: str | None = None
         self._complained = float("-inf")
@@ -118,8 +124,9 @@ class DecisionLog:
     def line(self, record: Record) -> str:
         """The record as one line of JSON, each reason with its sentence."""
         out = {"service": self._plan.service, **record}
-        out["reasons"] = [{**reason, "text": self._sentence(reason, record)}
-                          for reason in record.get("reasons", [])]
+        out["reasons"] = [
+            {**reason, "text": self._sentence(reason, record)} for reason in record.get("reasons", [])
+        ]
         return dump(_finite(out)) + "\n"
 
     def _write(self, lines: list[str]) -> None:
@@ -131,7 +138,7 @@ class DecisionLog:
                 self._open()
                 data = memoryview("".join(lines).encode("ascii"))
                 while data:
-                    data = data[os.write(self._fd, data):]
+                    data = data[os.write(self._fd, data) :]
             self._tally.add("decision_log_lines", "written", len(lines))
         except (OSError, ValueError) as error:
             self._close()
@@ -139,8 +146,10 @@ class DecisionLog:
             now = time.monotonic()
             if now - self._complained > COMPLAIN_EVERY_S:
                 self._complained = now
-                log.error("the decision log can't be written", extra={
-                    "path": self._plan.path, "reason": getattr(error, "strerror", None) or str(error)})
+                log.error(
+                    "the decision log can't be written",
+                    extra={"path": self._plan.path, "reason": getattr(error, "strerror", None) or str(error)},
+                )
 
     def _open(self) -> None:
         path = self._plan.path
@@ -148,7 +157,9 @@ class DecisionLog:
         if self._fd >= 0 and self._opened == path:
             return
         self._close()
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY, FILE_MODE)
+        self._fd = os.open(
+            path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY, FILE_MODE
+        )
         self._opened = path
 
     def _close(self) -> None:

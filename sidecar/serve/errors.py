@@ -1,9 +1,10 @@
 """Why serving can't start, as exit statuses and sentences."""
+
 from __future__ import annotations
 
-EXIT_CONFIG = 2        # the configuration is wrong (also click's status for wrong usage)
-EXIT_RESOURCE = 3      # an address, folder, file or memory that is needed isn't to be had
-EXIT_MODELS = 4        # the model bundle is refused
+EXIT_CONFIG = 2  # the configuration is wrong (also click's status for wrong usage)
+EXIT_RESOURCE = 3  # an address, folder, file or memory that is needed isn't to be had
+EXIT_MODELS = 4  # the model bundle is refused
 
 
 class StartupError(Exception):

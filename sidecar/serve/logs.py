@@ -3,6 +3,7 @@
 Text of requests never goes through here unescaped: both forms are printable ASCII, one line per event.
 Fields whose name says that they hold a secret are written as "[redacted]".
 """
+
 from __future__ import annotations
 
 import json
@@ -13,8 +14,17 @@ import traceback
 from typing import Any, TextIO
 
 MESSAGE_MAX = 4000
-SECRET_WORDS = ("authorization", "cookie", "password", "secret", "token", "api_key", "apikey", "credential",
-                "key_file_content")
+SECRET_WORDS = (
+    "authorization",
+    "cookie",
+    "password",
+    "secret",
+    "token",
+    "api_key",
+    "apikey",
+    "credential",
+    "key_file_content",
+)
 
 # what every LogRecord has; anything else was given by `extra=`
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -40,8 +50,9 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
 def dump(value: Any) -> str:
     """JSON in printable ASCII on one line: what a client sent can't start a terminal sequence, end the
     line or turn the writing direction."""
-    return json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False,
-                      default=str).replace("\x7f", "\\u007f")
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False, default=str).replace(
+        "\x7f", "\\u007f"
+    )
 
 
 def _when(record: logging.LogRecord) -> str:
@@ -55,8 +66,12 @@ def _fault(record: logging.LogRecord) -> str:
 class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         event: dict[str, Any] = {
-            "time": _when(record), "level": record.levelname.lower(), "logger": record.name,
-            "message": record.getMessage()[:MESSAGE_MAX], **fields_of(record)}
+            "time": _when(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage()[:MESSAGE_MAX],
+            **fields_of(record),
+        }
         if fault := _fault(record):
             event["fault"] = fault[-MESSAGE_MAX:]
         return dump(event)

@@ -3,6 +3,7 @@
 The arena counts; this module only names. Counters live in the arena's file, so they go on where they
 were when the sidecar is restarted. No label holds anything that a client chose.
 """
+
 from __future__ import annotations
 
 import platform
@@ -40,8 +41,14 @@ SINGLES: dict[str, tuple[str, str]] = {
 }
 
 
-def histogram(name: str, text: str, label: str, rows: Mapping[str, Sequence[int]],
-              bounds_us: Sequence[float], sums_s: Mapping[str, float] | None = None) -> HistogramMetricFamily:
+def histogram(
+    name: str,
+    text: str,
+    label: str,
+    rows: Mapping[str, Sequence[int]],
+    bounds_us: Sequence[float],
+    sums_s: Mapping[str, float] | None = None,
+) -> HistogramMetricFamily:
     """Bucket counts (one more than bounds: the last has no upper bound) as a histogram in seconds.
 
     Without sums the sum is estimated from the buckets' middles, since Prometheus wants one; the
@@ -100,11 +107,17 @@ class Outrider(Collector):
     (help, value).
     """
 
-    def __init__(self, counters: Callable[[], Mapping[str, int]],
-                 histograms: Callable[[], Mapping[str, Sequence[int]]], bounds_us: Sequence[float],
-                 transport: Callable[[], Mapping[str, float]], tally: Tally,
-                 gauges: Callable[[], Mapping[str, tuple[str, float]]], version: str, mode: Callable[[], str]
-                 ) -> None:
+    def __init__(
+        self,
+        counters: Callable[[], Mapping[str, int]],
+        histograms: Callable[[], Mapping[str, Sequence[int]]],
+        bounds_us: Sequence[float],
+        transport: Callable[[], Mapping[str, float]],
+        tally: Tally,
+        gauges: Callable[[], Mapping[str, tuple[str, float]]],
+        version: str,
+        mode: Callable[[], str],
+    ) -> None:
         self.counters, self.histograms, self.bounds_us = counters, histograms, bounds_us
         self.transport, self.tally, self.gauges = transport, tally, gauges
         self.version, self.mode = version, mode
@@ -114,8 +127,9 @@ class Outrider(Collector):
         return []
 
     def collect(self) -> Iterable[Metric]:
-        info = GaugeMetricFamily("outrider_build_info", "1; the labels say what is running.",
-                                 labels=["version", "python", "mode"])
+        info = GaugeMetricFamily(
+            "outrider_build_info", "1; the labels say what is running.", labels=["version", "python", "mode"]
+        )
         info.add_metric([self.version, platform.python_version(), self.mode()], 1)
         yield info
         yield from self._arena()
@@ -138,11 +152,21 @@ class Outrider(Collector):
         yield from grouped.values()
         rows = dict(self.histograms())
         total = {"total": rows.pop("total")} if "total" in rows else {}
-        yield histogram("outrider_stage_duration_seconds", "Time of each stage of a decision.", "stage", rows,
-                        self.bounds_us)
+        yield histogram(
+            "outrider_stage_duration_seconds",
+            "Time of each stage of a decision.",
+            "stage",
+            rows,
+            self.bounds_us,
+        )
         if total:
-            family = histogram("outrider_decision_duration_seconds", "Time of a whole decision.", "part", total,
-                               self.bounds_us)
+            family = histogram(
+                "outrider_decision_duration_seconds",
+                "Time of a whole decision.",
+                "part",
+                total,
+                self.bounds_us,
+            )
             yield family
 
     def _transport(self) -> Iterable[Metric]:
