@@ -1,0 +1,102 @@
+"""Settings of the detectors: rules with a number in them, beside the learned scores."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from sidecar.config.section import ActionName, Score, Section
+from sidecar.config.types import Boolean, Duration, Integer
+
+
+class Detector(Section):
+    """A rule on what one client did within a window."""
+
+    enabled: Boolean = Field(True, description="false switches this detector off.")
+    window_s: Annotated[int, Duration("1s", "1h", "s")] = Field(
+        600, alias="window", description="Length of the sliding window, whole seconds."
+    )
+    action: ActionName = Field(
+        "block", description="The least that happens to a client while the rule holds for it."
+    )
+
+
+class BruteForce(Detector):
+    """Many failed logins of one client."""
+
+    window_s: Annotated[int, Duration("1s", "1h", "s")] = Field(
+        60, alias="window", description="Length of the sliding window, whole seconds."
+    )
+    failures: Integer = Field(
+        10,
+        ge=2,
+        le=10000,
+        description=(
+            "Failed logins (401 or 403, on routes with login: true or that look like a login) from which "
+            "it holds."
+        ),
+    )
+    share: Score = Field(
+        0.5, description="... if they are at least this share of the client's login attempts."
+    )
+
+
+class CredentialStuffing(Detector):
+    """One client tries many accounts."""
+
+    principals: Integer = Field(
+        10, ge=2, le=10000, description="Different accounts tried from which it holds."
+    )
+    share: Score = Field(0.5, description="... if at least this share of the attempts failed.")
+
+
+class ObjectEnumeration(Detector):
+    """One client walks through the objects of others (BOLA)."""
+
+    objects: Integer = Field(
+        25, ge=2, le=10000, description=("Different object ids under the same route from which it holds.")
+    )
+    share: Score = Field(
+        0.5, description="... if at least this share of the requests for them was refused or found nothing."
+    )
+
+
+class Scanning(Detector):
+    """One client probes for paths that don't exist."""
+
+    window_s: Annotated[int, Duration("1s", "1h", "s")] = Field(
+        60, alias="window", description="Length of the sliding window, whole seconds."
+    )
+    paths: Integer = Field(
+        20, ge=2, le=10000, description="Different paths answered with 4xx from which it holds."
+    )
+    share: Score = Field(0.5, description="... if at least this share of the client's requests failed.")
+
+
+class RequestFlood(Detector):
+    """One client sends too much."""
+
+    window_s: Annotated[int, Duration("1s", "1h", "s")] = Field(
+        10, alias="window", description="Length of the sliding window, whole seconds."
+    )
+    requests: Integer = Field(
+        1000, ge=10, le=1000000, description="Requests within the window from which it holds."
+    )
+    action: ActionName = Field(
+        "throttle", description="The least that happens to a client while the rule holds for it."
+    )
+
+
+class Detectors(Section):
+    """Rules with a number in them, beside the learned scores. They need the response half for statuses."""
+
+    brute_force: BruteForce = Field(BruteForce(), description="Many failed logins of one client.")
+    credential_stuffing: CredentialStuffing = Field(
+        CredentialStuffing(), description="One client tries many accounts."
+    )
+    object_enumeration: ObjectEnumeration = Field(
+        ObjectEnumeration(), description="One client walks through the objects of others (BOLA)."
+    )
+    scanning: Scanning = Field(Scanning(), description="One client probes for paths that don't exist.")
+    request_flood: RequestFlood = Field(RequestFlood(), description="One client sends too much.")
