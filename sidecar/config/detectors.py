@@ -38,7 +38,7 @@ class BruteForce(Detector):
         ),
     )
     share: Score = Field(
-        0.5, description="... if they are at least this share of the client's login attempts."
+        0.5, description="It holds only if at least this share of the client's login attempts failed."
     )
 
 
@@ -48,7 +48,7 @@ class CredentialStuffing(Detector):
     principals: Integer = Field(
         10, ge=2, le=10000, description="Different accounts tried from which it holds."
     )
-    share: Score = Field(0.5, description="... if at least this share of the attempts failed.")
+    share: Score = Field(0.5, description="It holds only if at least this share of the attempts failed.")
 
 
 class ObjectEnumeration(Detector):
@@ -58,7 +58,10 @@ class ObjectEnumeration(Detector):
         25, ge=2, le=10000, description=("Different object ids under the same route from which it holds.")
     )
     share: Score = Field(
-        0.5, description="... if at least this share of the requests for them was refused or found nothing."
+        0.5,
+        description=(
+            "It holds only if at least this share of the requests for them was refused or found nothing."
+        ),
     )
 
 
@@ -71,7 +74,9 @@ class Scanning(Detector):
     paths: Integer = Field(
         20, ge=2, le=10000, description="Different paths answered with 4xx from which it holds."
     )
-    share: Score = Field(0.5, description="... if at least this share of the client's requests failed.")
+    share: Score = Field(
+        0.5, description="It holds only if at least this share of the client's requests failed."
+    )
 
 
 class RequestFlood(Detector):

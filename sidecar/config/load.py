@@ -283,7 +283,8 @@ def _crossed(tree: Tree, settings: Settings, environment: bool) -> Settings:
 
 
 def _within(path: Path, refused: set[Path]) -> bool:
-    return any(path[:length] in refused for length in range(1, len(path) + 1))
+    """The path, something above it or something below it was left out."""
+    return any(path[: len(other)] == other or other[: len(path)] == path for other in refused)
 
 
 __all__ = ["ConfigError", "Problem", "load", "loads", "read"]
