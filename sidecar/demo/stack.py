@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -71,17 +72,15 @@ class Stack:
         self.settings_file = self.folder / "outrider.yaml"
         self.decisions = self.logs / "decisions.jsonl"
         self.access_log = self.logs / "access.jsonl"
-        self.plan = EnvoyPlan(
-            **(
-                {
-                    "port": self.ports["envoy"],
-                    "admin_port": self.ports["envoy_admin"],
-                    "api_port": self.ports["api"],
-                    "socket": self.socket,
-                    "access_log": self.access_log,
-                }
-                | (plan or {})
-            )
+        self.plan = replace(
+            EnvoyPlan(
+                port=self.ports["envoy"],
+                admin_port=self.ports["envoy_admin"],
+                api_port=self.ports["api"],
+                socket=self.socket,
+                access_log=self.access_log,
+            ),
+            **(plan or {}),
         )
         self.write_settings(settings or {})
         envoy_config = write_config(self.plan, self.folder / "envoy.json", render(self.plan))

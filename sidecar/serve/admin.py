@@ -80,7 +80,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.slots = threading.BoundedSemaphore(CONNECTIONS_MAX)
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
         self.address_family = found[0][0]
-        super().__init__(found[0][4][:2], _Handler)
+        super().__init__((str(found[0][4][0]), address.port), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self.slots.acquire(blocking=False):

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sidecar.config import ConfigError, Settings, load
+from sidecar.config.changes import Changes
+from sidecar.config.watch import ConfigWatcher
 from sidecar.serve import addresses, logs
 from sidecar.serve.admin import AdminServer
 from sidecar.serve.decisions import DecisionLog, Plan
@@ -68,7 +70,7 @@ def stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 class Application:
-    def __init__(self, path: Path | None, settings: Settings) -> None:
+    def __init__(self, path: Path, settings: Settings) -> None:
         self.path, self.settings = path, settings
         self.tally = Tally()
         self.started = time.time()
@@ -76,7 +78,7 @@ class Application:
         self.draining = False
         self.beat = time.monotonic()
         self.stopping = asyncio.Event()
-        self.reload_wanted = asyncio.Event()
+        self.watcher = ConfigWatcher(path, settings, self.changed, self.refused)
         self.core: Any = None
         self.transport: Transport | None = None
         self.decisions: DecisionLog | None = None
@@ -133,8 +135,8 @@ class Application:
             with contextlib.suppress(OSError):
                 os.chmod(listen.path, addresses.SOCKET_MODE)
         self.spawn(self.heartbeat())
-        self.spawn(self.reloader())
-        self.spawn(self.watcher())
+        self.spawn(self.watcher.run())
+        self.spawn(self.watch_models())
         self.serving = True
         log.info(
             "serving",
@@ -145,7 +147,7 @@ class Application:
                 "arena": self.settings.arena.path,
                 "mode": self.settings.service.mode,
                 "failure": self.settings.service.failure,
-                "config": self.path or "built-in defaults",
+                "config": self.path,
                 "pid": os.getpid(),
             },
         )
@@ -186,7 +188,7 @@ class Application:
         """SIGHUP: reopen the decision log (rotation) and read the configuration again."""
         if self.decisions is not None:
             self.decisions.reopen()
-        self.reload_wanted.set()
+        self.watcher.reload()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -221,57 +223,40 @@ class Application:
 
     # ---- reload
 
-    async def reloader(self) -> None:
-        while True:
-            await self.reload_wanted.wait()
-            self.reload_wanted.clear()
-            await self.reload()
-
-    async def reload(self) -> None:
-        """Read the file again and take it over, or keep what runs and say why."""
-        if self.path is None:
-            return
-        try:
-            fresh = await asyncio.to_thread(load, self.path)
-        except ConfigError as error:
-            self._refused(str(error))
-            return
-        if fresh == self.settings:
-            self.tally.add("config_reloads", "unchanged")
-            return
-        try:
-            await asyncio.to_thread(self.core.reload, fresh)
-        except Exception as error:
-            # models or lists that can't be taken over; anything unforeseen must not end the service
-            self._refused(f"{type(error).__name__}: {error}")
-            return
-        needs_restart = fixed_changes(self.settings, fresh)
+    async def changed(self, fresh: Settings, changes: Changes) -> None:
+        """The watcher has good new settings: take them over. Raising refuses them."""
+        await asyncio.to_thread(self.core.reload, fresh)
         self.settings = fresh
         logs.set_up(fresh.log.level, fresh.log.format)
         assert self.decisions is not None
         self.decisions.configure(self.plan())
         self.last_reload_fine = True
-        self.tally.add("config_reloads", "applied")
-        log.info("configuration reloaded", extra={"config": self.path, "needs_restart": needs_restart})
+        self.tally.add("config_reloads", "applied" if changes.applied else "unchanged")
+        log.info(
+            "configuration reloaded",
+            extra={
+                "config": self.path,
+                "changed": [str(change) for change in changes.applied],
+                "needs_restart": [str(change) for change in changes.needs_restart],
+            },
+        )
 
-    def _refused(self, why: str) -> None:
+    def refused(self, error: ConfigError) -> None:
         self.last_reload_fine = False
         self.tally.add("config_reloads", "refused")
-        log.error("configuration refused, the running one is kept", extra={"config": self.path, "why": why})
+        log.error(
+            "configuration refused, the running one is kept",
+            extra={"config": self.path, "why": str(error)},
+        )
 
-    async def watcher(self) -> None:
-        """Ask for a reload when the configuration file changes; load models anew when their bundle does."""
-        bundle = self.bundle_stamp()
-        seen = stamp(self.path) if self.path else None
+    async def watch_models(self) -> None:
+        """Load the models anew when their bundle's manifest changes (it is written last)."""
+        seen = self.bundle_stamp()
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
-            now = stamp(self.path) if self.path else None
-            if now is not None and now != seen:
+            now = self.bundle_stamp()
+            if now is not None and now != seen and self.settings.models.watch:
                 seen = now
-                self.reload_wanted.set()
-            fresh = self.bundle_stamp()
-            if fresh is not None and fresh != bundle and self.settings.models.watch:
-                bundle = fresh
                 await self.reload_models()
 
     def bundle_stamp(self) -> tuple[int, int, int] | None:
@@ -358,21 +343,3 @@ def sentence() -> Callable[[Mapping[str, Any], Mapping[str, Any]], str]:
     from sidecar import reasons
 
     return reasons.sentence
-
-
-def fixed_changes(old: Settings, new: Settings) -> list[str]:
-    """Names of changed settings that only a restart applies."""
-    out = []
-    for section in type(new).model_fields:
-        before, after = getattr(old, section), getattr(new, section)
-        if before == after or not hasattr(type(after), "model_fields"):
-            continue
-        for name, field in type(after).model_fields.items():
-            extra = field.json_schema_extra
-            if (
-                isinstance(extra, dict)
-                and extra.get("x-restart")
-                and getattr(before, name) != getattr(after, name)
-            ):
-                out.append(f"{section}.{field.alias or name}")
-    return out

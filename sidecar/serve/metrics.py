@@ -160,14 +160,13 @@ class Outrider(Collector):
             self.bounds_us,
         )
         if total:
-            family = histogram(
+            yield histogram(
                 "outrider_decision_duration_seconds",
                 "Time of a whole decision.",
                 "part",
                 total,
                 self.bounds_us,
             )
-            yield family
 
     def _transport(self) -> Iterable[Metric]:
         for name, value in self.transport().items():
