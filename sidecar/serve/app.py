@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sidecar.config import ConfigError, Settings, load
 from sidecar.config.changes import Changes
@@ -24,8 +24,11 @@ from sidecar.config.watch import ConfigWatcher
 from sidecar.serve import addresses, logs
 from sidecar.serve.admin import AdminServer
 from sidecar.serve.decisions import DecisionLog, Plan
-from sidecar.serve.errors import EXIT_CONFIG, EXIT_MODELS, EXIT_RESOURCE, StartupError
+from sidecar.serve.errors import EXIT_CONFIG, EXIT_MODELS, StartupError
 from sidecar.serve.metrics import Outrider, Tally, make_registry
+
+if TYPE_CHECKING:
+    from sidecar.core import Core
 
 HEARTBEAT_S = 0.5
 HEARTBEAT_STALE_S = 10.0  # an event loop this late isn't serving: /healthz fails
@@ -79,7 +82,7 @@ class Application:
         self.beat = time.monotonic()
         self.stopping = asyncio.Event()
         self.watcher = ConfigWatcher(path, settings, self.changed, self.refused)
-        self.core: Any = None
+        self.core: Core | None = None
         self.transport: Transport | None = None
         self.decisions: DecisionLog | None = None
         self.admin: AdminServer | None = None
@@ -176,10 +179,9 @@ class Application:
             await asyncio.to_thread(self.decisions.close)
         if self.admin is not None:
             await asyncio.to_thread(self.admin.close)
-        close = getattr(self.core, "close", None)
-        if close is not None:
-            close()
-        self.core = None
+        if self.core is not None:
+            self.core.close()
+            self.core = None
 
     def stop(self) -> None:
         self.stopping.set()
@@ -225,10 +227,21 @@ class Application:
 
     async def changed(self, fresh: Settings, changes: Changes) -> None:
         """The watcher has good new settings: take them over. Raising refuses them."""
-        await asyncio.to_thread(self.core.reload, fresh)
+        assert self.core is not None
+        assert self.decisions is not None
+        before = self.settings
+        if fresh.models != before.models:
+            # the slow part (compiling) and the one that can fail comes first, in a thread
+            self.core.settings = fresh
+            try:
+                await asyncio.to_thread(self.core.load_models)
+            except BaseException:
+                self.core.settings = before
+                raise
+        # here in the loop, where the engine decides: it must not be deciding meanwhile
+        self.core.reload(fresh)
         self.settings = fresh
         logs.set_up(fresh.log.level, fresh.log.format)
-        assert self.decisions is not None
         self.decisions.configure(self.plan())
         self.last_reload_fine = True
         self.tally.add("config_reloads", "applied" if changes.applied else "unchanged")
@@ -264,8 +277,9 @@ class Application:
         return None if bundle == "default" else stamp(Path(bundle) / "manifest.json")
 
     async def reload_models(self) -> None:
+        assert self.core is not None
         try:
-            await asyncio.to_thread(self.core.reload, self.settings)
+            await asyncio.to_thread(self.core.load_models)
         except Exception as error:
             self.tally.add("model_reloads", "refused")
             log.error(
@@ -283,15 +297,18 @@ class Application:
         return Plan(wanted.path, frozenset(wanted.actions), wanted.sample, self.settings.service.name)
 
     def _counters(self) -> Mapping[str, int]:
-        return self.core.arena.counters() if self.core is not None else {}
+        core = self.core
+        return core.arena.counters() if core is not None else {}
 
     def _histograms(self) -> Mapping[str, list[int]]:
-        return self.core.arena.histograms() if self.core is not None else {}
+        core = self.core
+        return core.arena.histograms() if core is not None else {}
 
     def _transport_stats(self) -> Mapping[str, float]:
         return self.transport.stats() if self.transport is not None else {}
 
     def _gauges(self) -> Mapping[str, tuple[str, float]]:
+        core = self.core
         return {
             "ready": ("1 while requests are accepted.", float(self.ready()[0])),
             "config_last_reload_successful": (
@@ -299,34 +316,32 @@ class Application:
                 float(self.last_reload_fine),
             ),
             "start_time_seconds": ("When this process started, unix seconds.", self.started),
-            "arena_clients_limit": (
-                "Client entries that the arena has room for.",
-                float(self.settings.arena.clients),
-            ),
+            "clients_limit": ("Client entries that the arena has room for.", self.settings.arena.clients),
+            "clients": ("Client entries in use.", core.arena.known_clients() if core else 0),
         }
 
 
 # ---- the seams to the other parts
 
 
-def open_core(settings: Settings) -> Any:
-    """sidecar.core.open_core, its errors as StartupError."""
+def open_core(settings: Settings) -> Core:
+    """sidecar.core.open_core, what can be expected to go wrong as StartupError."""
+    # here, not above: the native modules and numpy take a while, a wrong configuration doesn't need them
     from sidecar import core
+    from sidecar.bundle import BundleError
+    from sidecar.compilers import CompileError
 
     try:
         return core.open_core(settings)
     except MemoryError as error:
         raise StartupError(f"arena.path: not enough memory for the arena: {error}") from error
-    except Exception as error:
-        status = EXIT_MODELS if "Bundle" in type(error).__name__ else EXIT_RESOURCE
-        if type(error).__name__ in ("ArenaError", "BundleError", "CompileError") or isinstance(
-            error, OSError
-        ):
-            raise StartupError(str(error), status) from error
-        raise
+    except (core.ArenaError, OSError) as error:
+        raise StartupError(f"arena: {error}") from error
+    except (BundleError, CompileError, core.ModelError) as error:
+        raise StartupError(f"models.bundle: {error}", EXIT_MODELS) from error
 
 
-def make_transport(core: Any, settings: Settings) -> Transport:
+def make_transport(core: Core, settings: Settings) -> Transport:
     from sidecar.serve.grpc_transport import GrpcTransport
 
     transport: Transport = GrpcTransport(core.engine(), settings.listen)
