@@ -353,7 +353,11 @@ TcpAddress = Annotated[
 
 def _check_file(value: str) -> str:
     if not value.startswith("/"):
-        raise refused(f"{units.shown(value)} is not an absolute path", "start it with a slash")
+        expanded = value.startswith("~") or "$" in value
+        raise refused(
+            f"{units.shown(value)} is not an absolute path",
+            "write it out: ~ and $VARIABLES are not expanded" if expanded else "start it with a slash",
+        )
     if not value.isprintable() or len(value.encode()) > 4095:
         raise refused(f"{units.shown(value)} is not a path", "use printable characters, at most 4095 bytes")
     return value
