@@ -253,15 +253,18 @@ class Client(Section):
         ge=0,
         le=16,
         description=(
-            "How many proxies in front append to `address_header` and are trusted: the client is that many "
-            "entries from "
-            "its right end. 0 takes the address that Envoy reports and ignores the header, which anyone "
-            "can send."
+            "How many trusted proxies stand in front of Envoy (Envoy's xff_num_trusted_hops): that many "
+            "entries "
+            "of `address_header` are passed over, counted from its right end. With 0 and x-forwarded-for the "
+            "address that Envoy reports is taken."
         ),
     )
     address_header: HeaderName = Field(
         "x-forwarded-for",
-        description=("The header read when trusted_hops is above 0."),
+        description=(
+            "The header that names the client's address. Only one that your own proxies write or append to: "
+            "anything else can be sent by anyone."
+        ),
         examples=["x-forwarded-for", "x-real-ip"],
     )
     principal: tuple[PrincipalSource, ...] = Field(
@@ -424,7 +427,13 @@ class Route(Section):
         examples=["/login", "/users/*/orders", "/api/**"],
     )
     methods: tuple[Method, ...] = Field(
-        (), max_length=16, description="Only these methods; empty for all.", examples=[["POST", "PUT"]]
+        (),
+        max_length=16,
+        description=(
+            "Only these methods; empty for all. Others than GET HEAD POST PUT PATCH DELETE OPTIONS count "
+            "as one."
+        ),
+        examples=[["POST", "PUT"]],
     )
     mode: Mode | None = Field(None, description="As service.mode; null takes that.")
     budget_us: Annotated[int, Duration("10us", BUDGET_MAX)] | None = Field(
