@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -42,6 +42,7 @@ from sidecar.config.types import (
     Method,
     Name,
     NetworkRange,
+    OnlyTrue,
     PathPattern,
     PowerOfTwo,
     Size,
@@ -179,6 +180,9 @@ class Arena(Section):
     )
 
 
+_GIVEN: dict[str, Any] = {"not": {"type": "null"}}
+
+
 class PrincipalSource(Section):
     """One place where a request may say who is calling. Exactly one of header, cookie,
     jwt_claim and basic."""
@@ -186,10 +190,10 @@ class PrincipalSource(Section):
     model_config = ConfigDict(
         json_schema_extra={
             "oneOf": [
-                {"required": ["jwt_claim"]},
-                {"required": ["header"], "not": {"required": ["jwt_claim"]}},
-                {"required": ["cookie"]},
-                {"required": ["basic"]},
+                {"required": ["jwt_claim"], "properties": {"jwt_claim": _GIVEN}},
+                {"required": ["header"], "properties": {"header": _GIVEN, "jwt_claim": {"type": "null"}}},
+                {"required": ["cookie"], "properties": {"cookie": _GIVEN}},
+                {"required": ["basic"], "properties": {"basic": _GIVEN}},
             ]
         }
     )
@@ -211,7 +215,7 @@ class PrincipalSource(Section):
         ),
         examples=["sub"],
     )
-    basic: Literal[True] | None = Field(None, description="true: the user name of HTTP basic authentication.")
+    basic: OnlyTrue | None = Field(None, description="true: the user name of HTTP basic authentication.")
 
     @model_validator(mode="after")
     def _one_kind(self) -> PrincipalSource:

@@ -23,12 +23,22 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 Integer = Annotated[int, Strict()]
 Boolean = Annotated[bool, Strict()]
-Text = Annotated[str, Strict()]
 
 
 def refused(what: str, remedy: str) -> PydanticCustomError:
     """The error of a custom type: what is wrong, and what would be right."""
     return PydanticCustomError("outrider", "{what}", {"what": what, "remedy": remedy})
+
+
+def _only_true(value: bool) -> bool:
+    if not value:
+        raise refused("false is not one of the choices", "use true, or remove it")
+    return value
+
+
+OnlyTrue = Annotated[
+    bool, Strict(), AfterValidator(_only_true), WithJsonSchema({"type": "boolean", "const": True})
+]
 
 
 @dataclass(frozen=True)
@@ -171,7 +181,7 @@ class Fraction(_Quantity):
         return {
             "anyOf": [
                 {"type": "number", "minimum": low, "maximum": high},
-                {"type": "string", "pattern": units.PERCENT_PATTERN},
+                {"type": "string", "pattern": units.FRACTION_PATTERN},
             ]
         }
 
