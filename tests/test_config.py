@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import stat
@@ -387,15 +388,19 @@ def test_any_structure(data: dict[str, Any]) -> None:
         "a: !!map x",
         "a: !!seq x",
         "!!str a: b",
+        "lists:\n  allow:\n" + "".join(f"  - x{n}\n" for n in range(49_000)),
+        "lists: {allow: [" + ", ".join(f"10.0.{n}.1/24" for n in range(256)) + ", 10.0.0.0/8" * 20_000 + "]}",
+        "routes:\n" + "".join(f"- {{name: a, path: /a, x{n}: 1}}\n" for n in range(5_000)),
+        "client:\n  principal:\n" + "  - {header: 1}\n" * 10_000,
         '"\\ud800": 1',
         'arena: {path: "/\\ud800"}',
     ],
-    ids=range(23),
+    ids=itertools.count(),
 )
 def test_hostile_yaml_is_refused_quickly(text: str) -> None:
     start = time.process_time()
     assert problems_of(text)
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 10
 
 
 def test_size_limit(tmp_path: Path) -> None:
