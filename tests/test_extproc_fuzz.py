@@ -68,7 +68,7 @@ def run(messages: list[bytes], body_mode: int = STREAMED, action: int = 0) -> li
     answers: list[bytes | str | None] = []
     for message in messages:
         try:
-            answers.append(stream.message(message))
+            answers.append(stream.message_before_a_wall(message))
         except ProtocolError as error:
             answers.append(str(error))
     stream.close()

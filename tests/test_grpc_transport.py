@@ -189,6 +189,11 @@ async def test_unknown_method(rig: Rig) -> None:
     assert (await failure(call))[0] is grpc.StatusCode.UNIMPLEMENTED
 
 
+async def ask(call: Any) -> Any:
+    await call.write(request_headers())
+    return await call.read()
+
+
 class Broken:
     """A stream that fails in every way."""
 
@@ -218,8 +223,7 @@ async def test_failure_is_an_error_and_never_an_answer(
         for _ in range(3):
             call = rig.process()
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call.write(request_headers())
-                await call.read()
+                await ask(call)
             assert caught.value.code() is expected
             assert "secret" not in str(caught.value.details())
         await rig.settled()
