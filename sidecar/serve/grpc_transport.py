@@ -37,14 +37,16 @@ class Stream(Protocol):
 class GrpcLimits:
     """What one server takes on.
 
-    max_message_bytes: of a message received; beyond what the machine itself reads it changes nothing.
+    max_message_bytes: of a message received. Keep it above the proxy's own buffer limit (1 MiB unless
+    per_connection_buffer_limit_bytes says otherwise, and it overshoots): what is larger is an error, and so
+    a way past us where the proxy fails open.
     max_streams: requests in progress, over all connections; more are refused with RESOURCE_EXHAUSTED.
     stream_idle_s: after this long without a message a stream is ended, within a quarter of it or a second.
     keepalive_s: a connection on which nothing moves is pinged this often, and given up when no
     answer comes within keepalive_timeout_s.
     """
 
-    max_message_bytes: int = 1 << 20
+    max_message_bytes: int = 4 << 20
     max_streams: int = 1000
     stream_idle_s: float = 60.0
     keepalive_s: float = 30.0
