@@ -48,7 +48,7 @@ cdef enum:
     TREE_FEATURES_MAX = 128
     TREES = 3
     SUBSETS = 4
-    TEXT_ROW = TEXT_FEATURES + 1     # what the text trees take: the linear score, then the features
+    TEXT_ROW = TEXT_FEATURES         # what the text trees take; feature 0 is the linear score
     PATH_BYTES_MAX = 4096
 
 cdef enum:
@@ -175,25 +175,24 @@ cdef inline float _tree_run(const TreeModel *m, TreeScratch *s) noexcept nogil:
     return raw
 
 
-cdef inline void _tree_fill(const TreeModel *m, const float *row, uint32_t first, uint32_t n,
-                            TreeScratch *s) noexcept nogil:
-    """Entries first .. first + n of a row, NaN becoming the missing value."""
+cdef inline void _tree_fill(const TreeModel *m, const float *row, uint32_t n, TreeScratch *s) noexcept nogil:
+    """The n entries of a row, NaN becoming the missing value."""
     cdef uint32_t i
     cdef float x
     if m.kind == TREE_FLOAT32:
         for i in range(n):
             x = row[i]
             if x != x:
-                s.narrow[first + i].missing = -1
+                s.narrow[i].missing = -1
             else:
-                s.narrow[first + i].value = x
+                s.narrow[i].value = x
     else:
         for i in range(n):
             x = row[i]
-            s.wide[first + i].value = x
+            s.wide[i].value = x
             if x != x:
-                s.wide[first + i].value = 0.0
-                s.wide[first + i].missing = -1
+                s.wide[i].value = 0.0
+                s.wide[i].missing = -1
 
 
 cdef inline float tree_predict(const TreeModel *m, const float *row, TreeScratch *s) noexcept nogil:
@@ -202,17 +201,20 @@ cdef inline float tree_predict(const TreeModel *m, const float *row, TreeScratch
     Returns NaN where there is no such model."""
     if m.kind == TREE_NONE:
         return or_nanf()
-    _tree_fill(m, row, 0, m.features, s)
+    _tree_fill(m, row, m.features, s)
     return _tree_run(m, s)
 
 
 cdef inline float tree_predict_text(const TreeModel *m, float linear, const float *features,
                                     TreeScratch *s) noexcept nogil:
-    """As tree_predict, for the text trees: the linear score, then TEXT_FEATURES features."""
+    """As tree_predict, for the text trees: TEXT_FEATURES features, the first being the linear score."""
     if m.kind == TREE_NONE:
         return or_nanf()
-    _tree_fill(m, &linear, 0, 1, s)
-    _tree_fill(m, features, 1, TEXT_FEATURES, s)
+    _tree_fill(m, features, TEXT_FEATURES, s)
+    if m.kind == TREE_FLOAT32 and linear == linear:
+        s.narrow[0].value = linear
+    elif m.kind == TREE_FLOAT64 and linear == linear:
+        s.wide[0].value = linear
     return _tree_run(m, s)
 
 
@@ -487,8 +489,8 @@ cdef inline int _modelset_fill(const char *folder, ModelSet *m, char *err, size_
         m.has_text = 1
     if (h.tree[TREE_XGBOOST].kind != TREE_NONE and h.tree[TREE_XGBOOST].features != TEXT_ROW) \
             or (h.tree[TREE_FOREST].kind != TREE_NONE and h.tree[TREE_FOREST].features != TEXT_ROW):
-        snprintf(err, err_n, b"%.700s/runtime.bin: a text tree model doesn't take the linear score and "
-                 b"%u features", folder, <unsigned int>TEXT_FEATURES)
+        snprintf(err, err_n, b"%.700s/runtime.bin: a text tree model doesn't take %u features", folder,
+                 <unsigned int>TEXT_FEATURES)
         return -1
     if h.tree[TREE_ISOLATION].kind != TREE_NONE \
             and h.tree[TREE_ISOLATION].features != h.behaviour_features:
