@@ -223,7 +223,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.answer(status, value)
 
-    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = serve
+    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = do_OPTIONS = serve
 
     # ---- pages
 

@@ -1,4 +1,5 @@
 """What the tests with a real Envoy share: settings, requests, load, and looking at the outcome."""
+
 from __future__ import annotations
 
 import http.client
@@ -12,6 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from native import text
+from sidecar import bundle
 from sidecar.demo.show import Tail
 from sidecar.demo.stack import Stack
 from sidecar.demo.traffic import Case, Reply, send
@@ -23,8 +28,7 @@ FRIEND = "198.51.100.1"
 # Refusals here come from lists and counts, so that these tests hold with whatever models are in use.
 SETTINGS: dict[str, Any] = {
     "lists": {"block": [BLOCKED_RANGE]},
-    "detectors": {"unusual_behaviour": {"enabled": False}},
-    "thresholds": {"tag": None, "throttle": None, "challenge": None, "block": None},
+    "detectors": {"unusual_behaviour": {"enabled": False}, "request_flood": {"enabled": False}},
     "listen": {"stream_idle": "4s", "drain": "4s"},
     "routes": [
         {"name": "login", "path": "/login", "methods": ["POST"], "body": "buffered", "login": True},
@@ -35,8 +39,35 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def ask(stack: Stack, target: str = "/", client: str = FRIEND, method: str = "GET", body: bytes | None = None,
-        headers: dict[str, str] | None = None) -> Reply:
+def make_bundle(path: Path, score: float) -> Path:
+    """A model bundle that gives every request this text score: a linear model without weights."""
+    number, names = bundle.text_schema()
+    manifest = {
+        "name": f"always {score}",
+        "created": "2026-01-01T00:00:00Z",
+        "text": {"number": number, "features": names, "sha256": bundle.schema_hash(number, names)},
+        "behaviour": None,
+        "trees": {},
+        "combination": {"linear": {"linear": 1.0}},
+        "calibration": {"linear": {"knots": [(-1000.0, score), (1000.0, score)]}},
+        "thresholds": [],
+        "training": [],
+        "metrics": {},
+        "versions": {},
+    }
+    weights = text.weights_bytes(np.zeros(text.N_TRIGRAMS), np.zeros(text.N_TOKEN_GRAMS), 0.0)
+    bundle.write_bundle(path, manifest, {"linear.bin": weights})
+    return path
+
+
+def ask(
+    stack: Stack,
+    target: str = "/",
+    client: str = FRIEND,
+    method: str = "GET",
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+) -> Reply:
     return send(stack.ports["envoy"], Case("", True, method, target, headers or {}, body), client)
 
 
@@ -65,8 +96,10 @@ def metrics(stack: Stack) -> dict[str, float]:
         text = connection.getresponse().read().decode()
     finally:
         connection.close()
-    return {name: float(value) for name, _, value in
-            (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))}
+    return {
+        name: float(value)
+        for name, _, value in (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    }
 
 
 def resident_bytes(pid: int) -> int:
@@ -100,7 +133,14 @@ def access_lines(stack: Stack) -> list[dict[str, Any]]:
 
 
 def tail_of(stack: Stack) -> Tail:
-    """New decisions from now on."""
+    """New decisions from now on; waits until the earlier ones are written."""
+
+    def caught_up() -> bool:
+        seen = metrics(stack)
+        written = seen['outrider_decision_log_lines_total{result="written"}']
+        return written >= seen["outrider_events_total"]
+
+    eventually(caught_up, "the decision log caught up")
     tail = Tail(stack.decisions)
     list(tail.new())
     return tail

@@ -1,4 +1,5 @@
 """Bodies and malformed requests through a real Envoy: what is known is decided on, nothing breaks."""
+
 from __future__ import annotations
 
 import hashlib
@@ -18,7 +19,7 @@ MIB = 1 << 20
 
 
 def open_streams(stack: Stack) -> float:
-    return metrics(stack)["outrider_transport_streams"]
+    return metrics(stack)["outrider_transport_streams_active"]
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +67,13 @@ def chunked(*pieces: bytes, trailers: bytes = b"", end: bool = True) -> bytes:
 
 
 def post(target: str, body: bytes, *headers: str) -> bytes:
-    lines = [f"POST {target} HTTP/1.1", "host: shop", f"x-forwarded-for: {FRIEND}", "connection: close", *headers]
+    lines = [
+        f"POST {target} HTTP/1.1",
+        "host: shop",
+        f"x-forwarded-for: {FRIEND}",
+        "connection: close",
+        *headers,
+    ]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
@@ -75,15 +82,22 @@ def post(target: str, body: bytes, *headers: str) -> bytes:
 def test_chunks_with_and_without_trailers(stack: Stack, target: str, trailers: bytes) -> None:
     tail = tail_of(stack)
     pieces = [b'{"text": "', b"c" * 5000, b'"}']
-    answer = raw(stack, post(target, chunked(*pieces, trailers=trailers), "transfer-encoding: chunked",
-                             "content-type: application/json"))
+    answer = raw(
+        stack,
+        post(
+            target,
+            chunked(*pieces, trailers=trailers),
+            "transfer-encoding: chunked",
+            "content-type: application/json",
+        ),
+    )
     assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
     assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["body_bytes"] == 5012
     assert len(tail.wait()) == 1
 
 
 def test_a_hundred_megabytes_pass_without_being_held(stack: Stack) -> None:
-    ask(stack, "/upload", method="PUT", body=b"w" * MIB)      # what is set up once is set up now
+    ask(stack, "/upload", method="PUT", body=b"w" * MIB)  # what is set up once is set up now
     sidecar, envoy = resident_bytes(stack.sidecar.pid), resident_bytes(stack.envoy.pid)
     piece = b"\x00\xff<>'\"" * 16384
     total = 100 * MIB // len(piece) * len(piece)
@@ -110,12 +124,29 @@ def test_a_hundred_megabytes_pass_without_being_held(stack: Stack) -> None:
 def test_huge_headers(stack: Stack) -> None:
     assert ask(stack, "/items", headers={"x-large": "h" * 50_000}).status == 200
     assert ask(stack, "/items", headers={f"x-{n}": "v" * 400 for n in range(80)}).status == 200
-    assert ask(stack, "/items", headers={"x-large": "h" * 61_500}).status in (200, 431)
     assert ask(stack, "/items?q=" + "q" * 50_000).status == 200
 
 
-def test_more_headers_than_envoy_allows(stack: Stack) -> None:
-    assert ask(stack, "/items", headers={f"x-{n}": "v" for n in range(150)}).status == 431
+def refused_by_envoy(answer: bytes) -> bool:
+    """A status of Envoy's own, or no answer: what the codec refuses is closed before a filter has had
+    its say on the answer."""
+    return answer == b"" or answer.split(b" ")[1] in (b"400", b"431")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"x-large: " + b"h" * 70_000 + b"\r\n",
+        b"".join(b"x-%d: v\r\n" % n for n in range(150)),
+        b"x-nul: a\x00b\r\n",
+        b"content-length: 5\r\ncontent-length: 6\r\n",
+        b"transfer-encoding: chunked, chunked\r\n",
+        b"no colon\r\n",
+    ],
+    ids=["large", "many", "nul", "two-lengths", "encodings", "no-colon"],
+)
+def test_headers_beyond_envoys_limits_never_reach_the_service(stack: Stack, lines: bytes) -> None:
+    assert refused_by_envoy(raw(stack, b"GET /items HTTP/1.1\r\nhost: shop\r\n" + lines + b"\r\n"))
 
 
 @pytest.mark.parametrize(
@@ -133,8 +164,16 @@ def test_more_headers_than_envoy_allows(stack: Stack) -> None:
     ],
     ids=["brackets", "deep", "escapes", "nuls", "bad-utf8", "emoji", "cut", "bom", "all-bytes"],
 )
-@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "application/xml",
-                                  "multipart/form-data; boundary=x", "text/plain"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/json",
+        "application/x-www-form-urlencoded",
+        "application/xml",
+        "multipart/form-data; boundary=x",
+        "text/plain",
+    ],
+)
 def test_hostile_bodies_are_decided_on(stack: Stack, body: bytes, kind: str) -> None:
     tail = tail_of(stack)
     seen = echoed(ask(stack, "/echo", method="POST", body=body, headers={"content-type": kind}))
@@ -143,9 +182,16 @@ def test_hostile_bodies_are_decided_on(stack: Stack, body: bytes, kind: str) -> 
     assert record["action"] == "allow"
 
 
-@pytest.mark.parametrize("target", ["/items?q=%00%00", "/items?q=%ff%fe%c3%28", "/search?q=%u0041%zz%",
-                                    "/items?" + "&".join(f"k{n}=v" for n in range(3000)),
-                                    "/search?q=" + "%25" * 3000])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/items?q=%00%00",
+        "/items?q=%ff%fe%c3%28",
+        "/search?q=%u0041%zz%",
+        "/items?" + "&".join(f"k{n}=v" for n in range(3000)),
+        "/search?q=" + "%25" * 3000,
+    ],
+)
 def test_hostile_targets_are_decided_on(stack: Stack, target: str) -> None:
     tail = tail_of(stack)
     assert ask(stack, target).status in (200, 400)
@@ -153,13 +199,13 @@ def test_hostile_targets_are_decided_on(stack: Stack, target: str) -> None:
 
 
 def test_a_nul_in_a_path_is_refused_by_envoy(stack: Stack) -> None:
-    assert raw(stack, b"GET /items\x00/1 HTTP/1.1\r\nhost: shop\r\n\r\n").startswith(b"HTTP/1.1 400")
+    assert refused_by_envoy(raw(stack, b"GET /items\x00/1 HTTP/1.1\r\nhost: shop\r\n\r\n"))
 
 
 @pytest.mark.parametrize("target", ["/echo", "/upload"])
 def test_a_body_cut_short(stack: Stack, target: str) -> None:
     for _ in range(5):
-        raw(stack, post(target, b"{\"a\": 1", "content-length: 1000"), timeout_s=2, end=True)
+        raw(stack, post(target, b'{"a": 1', "content-length: 1000"), timeout_s=2, end=True)
         with socket.create_connection(("127.0.0.1", stack.ports["envoy"]), timeout=5) as peer:
             peer.sendall(post(target, b"7f\r\n{", "transfer-encoding: chunked"))
             # closing with unread data sends a reset

@@ -1,4 +1,5 @@
 """The shipped envoy.yaml: valid, and saying what it must."""
+
 from __future__ import annotations
 
 import re
@@ -21,7 +22,9 @@ def shipped() -> dict[str, Any]:
 
 
 def validate(config: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments(config, validate=True), capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        arguments(config, validate=True), capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def test_envoy_accepts_the_shipped_file(envoy_binary: Path) -> None:

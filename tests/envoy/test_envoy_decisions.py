@@ -1,4 +1,5 @@
 """Envoy asks, Outrider decides: what the client, the service, the logs and the metrics see of it."""
+
 from __future__ import annotations
 
 import json
@@ -52,8 +53,11 @@ def test_a_tagged_request_passes_and_says_so_to_the_service(stack: Stack) -> Non
 
 
 def test_headers_forged_outside_never_arrive(stack: Stack) -> None:
-    reply = ask(stack, "/echo", headers={"x-outrider-action": "trusted", "X-Outrider-Score": "0",
-                                         "x-outrider-anything": "1"})
+    reply = ask(
+        stack,
+        "/echo",
+        headers={"x-outrider-action": "trusted", "X-Outrider-Score": "0", "x-outrider-anything": "1"},
+    )
     inside = outrider_headers(echoed(reply)["headers"])
     assert inside["x-outrider-action"] == "allow"
     assert "x-outrider-anything" not in inside
