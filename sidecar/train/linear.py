@@ -173,14 +173,14 @@ def threshold_at(scores: NDArray[np.float32], rate: float) -> float:
     return float(np.nextafter(finite[len(finite) - 1 - allowed], np.float32(np.inf)))
 
 
-def calibrate_threshold(host: Any, data: Dataset, request_rate: float = 0.0005, text_rate: float = 0.005,
+def calibrate_threshold(host: Any, data: Dataset, request_rate: float = 0.001, text_rate: float = 0.005,
                         seed: int = 0) -> float:
     """The block threshold: no calibration source of benign requests is refused more often than
     request_rate, benign texts put into requests not more often than text_rate."""
     by_source: dict[str, list[dict[str, Any]]] = defaultdict(list)
     rates: dict[str, float] = {}
     for r in data.labelled_requests("calibrate", seed, attacks_max=0):
-        if r.label == 0:
+        if r.label == 0 and "rule" not in (r.record.get("meta") or {}):
             by_source[r.source].append(r.record)
     for t in data.values("calibrate", 0):
         rates[t.source] = text_rate
