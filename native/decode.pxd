@@ -18,11 +18,11 @@ cdef extern from *:
         ['0'] = 1, ['1'] = 2, ['2'] = 3, ['3'] = 4, ['4'] = 5, ['5'] = 6, ['6'] = 7, ['7'] = 8,
         ['8'] = 9, ['9'] = 10, ['a'] = 11, ['b'] = 12, ['c'] = 13, ['d'] = 14, ['e'] = 15, ['f'] = 16,
         ['A'] = 11, ['B'] = 12, ['C'] = 13, ['D'] = 14, ['E'] = 15, ['F'] = 16};
-    /* value of a base64 digit (both alphabets) plus one, 0: none */
+    /* value of a base64 digit (both alphabets; a space is a '+' that a form decoded) plus one, 0: none */
     static const uint8_t or_b64[256] = {
         ['A'] = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26,
         ['a'] = 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49,
-        50, 51, 52, ['0'] = 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, ['+'] = 63, ['-'] = 63,
+        50, 51, 52, ['0'] = 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, ['+'] = 63, ['-'] = 63, [' '] = 63,
         ['/'] = 64, ['_'] = 64};
     /* folding: 0 copied, 1 space, 2 newline, 3 high byte, 4 control, 5 capital */
     static const uint8_t or_fold[256] = {
@@ -300,6 +300,9 @@ cdef inline bint needs_strip(const uint8_t *p, uint32_t n) noexcept nogil:
         elif c == c'$':
             if d == c'@' or d == c'i' or d == c'{':
                 return True
+        elif c <= 1:
+            if is_word(d):
+                return True
     return False
 
 
@@ -322,8 +325,8 @@ cdef inline bint joins(const uint8_t *p, uint32_t n, uint32_t i, uint32_t *end) 
 
 cdef inline uint32_t strip_text(const uint8_t *p, uint32_t n, uint8_t *dst) noexcept nogil:
     """Folded text without what interpreters ignore: /*..*/ becomes a space (/*!..*/ keeps its inside),
-    empty quotes inside words, backslashes and carets before letters, $@ and joins of strings go,
-    $IFS becomes a space. Returns the bytes written."""
+    empty quotes and control bytes inside words, backslashes and carets before letters, $@ and joins of
+    strings go, $IFS becomes a space. Returns the bytes written."""
     cdef uint32_t i = 0, k = 0, e = 0
     cdef uint8_t c, d
     while i < n:
@@ -360,6 +363,9 @@ cdef inline uint32_t strip_text(const uint8_t *p, uint32_t n, uint8_t *dst) noex
             continue
         if c == c'$' and d == c'@':
             i += 2
+            continue
+        if c <= 1 and is_word(d) and k > 0 and is_word(dst[k - 1]):
+            i += 1
             continue
         if c == c'$' and i + 3 < n and d == c'i' and p[i + 2] == c'f' and p[i + 3] == c's':
             i += 4

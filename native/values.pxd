@@ -936,7 +936,7 @@ cdef inline bint pair_like(const uint8_t *p, uint32_t n) noexcept nogil:
 
 cdef inline void walk_body(TextScratch *s, const uint8_t *p, uint32_t n, Slice type) noexcept nogil:
     """Take a body apart by its content type, or by its look where that says nothing."""
-    cdef uint32_t i = 0
+    cdef uint32_t i = 0, k = 0
     cdef Slice mark
     cdef bint form
     if n > s.policy.body_bytes_max:
@@ -967,6 +967,16 @@ cdef inline void walk_body(TextScratch *s, const uint8_t *p, uint32_t n, Slice t
     if p[0] == c'<' and not form and n > 3 and (xml_name(p[1]) or p[1] == c'?' or p[1] == c'!'):
         place_text(s, <const uint8_t *>"xml", 3)
         walk_xml(s, p, n)
+        return
+    if s.nest == 0 and 40 < n <= pool_room(s) and base64_text(p, n, s.pool + s.pool_n, &k):
+        # the whole body in base64: what it holds is the body
+        s.nest += 1
+        i = s.pool_n
+        s.pool_n += k
+        type.n = 0
+        walk_body(s, s.pool + i, k, type)
+        s.pool_n = i
+        s.nest -= 1
         return
     if json_like(p, n) or (contains_nocase(type, "json", 4) and (p[0] == c'"' or p[0] == c'{' or p[0] == c'[')):
         place_text(s, <const uint8_t *>"json", 4)
