@@ -189,6 +189,27 @@ cdef inline bint has_trigger(const uint8_t *p, uint32_t n) noexcept nogil:
     return False
 
 
+cdef inline uint32_t overlong(const uint8_t *p, uint32_t n, uint8_t lead) noexcept nogil:
+    """Bytes behind the lead byte of an over-long form of '!'..'?' in 3 to 6 bytes (e0 80 af), else 0."""
+    cdef uint32_t k, i
+    if lead == 0xe0:
+        k = 2
+    elif lead == 0xf0:
+        k = 3
+    elif lead == 0xf8:
+        k = 4
+    elif lead == 0xfc:
+        k = 5
+    else:
+        return 0
+    if n < k or (p[k - 1] & 0xc0) != 0x80 or (p[k - 1] & 0x3f) < 0x21:
+        return 0
+    for i in range(k - 1):
+        if p[i] != 0x80:
+            return 0
+    return k
+
+
 cdef inline uint32_t fold_text(const uint8_t *src, uint32_t n, uint8_t *dst) noexcept nogil:
     """Lower case, runs of blanks to one space, runs of line ends to one newline, control bytes to
     0x01, runs of other high bytes to at most three 0x80. Over-long and full-width forms of ASCII
@@ -207,6 +228,17 @@ cdef inline uint32_t fold_text(const uint8_t *src, uint32_t n, uint8_t *dst) noe
                     c = <uint8_t>(((c & 1) << 6) | (src[i] & 63))
                     i += 1
                     f = or_fold[c]
+                elif (c == 0xc0 or c == 0xc1) and i < n and src[i] < 0x80:
+                    continue               # a broken sequence that sloppy decoders skip
+                elif overlong(src + i, n - i, c):
+                    i += overlong(src + i, n - i, c)
+                    c = src[i - 1] & 0x3f
+                    f = or_fold[c]
+                elif c == 0xe2 and i + 1 < n and ((src[i] == 0x88 and (src[i + 1] == 0x95 or src[i + 1] == 0x96))
+                                                  or (src[i] == 0x81 and src[i + 1] == 0x84)):
+                    c = c'\\' if src[i + 1] == 0x96 else c'/'      # U+2215, U+2216, U+2044
+                    i += 2
+                    f = 0
                 elif c == 0xef and i + 1 < n and (src[i] == 0xbc or src[i] == 0xbd) \
                         and (src[i + 1] & 0xc0) == 0x80:
                     v = (<uint32_t>0xf000) | (<uint32_t>(src[i] & 63) << 6) | (src[i + 1] & 63)
