@@ -56,7 +56,8 @@ def train(rows: Floats, labels: NDArray[np.integer], weights: Floats, seed: int,
     booster = xgboost.train(
         {"objective": "binary:logistic", "max_depth": XGBOOST["max_depth"], "eta": 0.15,
          "min_child_weight": 5.0, "lambda": 4.0, "subsample": 0.7, "colsample_bytree": 0.7,
-         "tree_method": "hist", "nthread": jobs, "seed": seed, "verbosity": 0, "monotone_constraints": monotone},
+         "tree_method": "hist", "nthread": jobs, "seed": seed, "verbosity": 0,
+         "monotone_constraints": monotone},
         xgboost.DMatrix(rows, labels, weight=weights), XGBOOST["n"])
     # a regressor on 0 and 1 splits as a classifier by Gini does, and has one number per leaf
     forest = RandomForestRegressor(
