@@ -24,7 +24,7 @@ cdef inline Slice trimmed(Slice s) noexcept nogil:
 
 
 cdef inline bint parse_ipv4(Slice s, uint8_t *out) noexcept nogil:
-    """Dotted quad of decimal numbers into out[4]; leading zeros are refused, since some read them as octal."""
+    """Dotted quad of decimal numbers into out[4]; leading zeros are refused: some read them as octal."""
     cdef uint32_t i = 0, part, digits, value
     for part in range(4):
         if part:

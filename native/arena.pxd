@@ -57,7 +57,7 @@ cdef extern from *:
     const uint64_t OR_ARENA_MAGIC
     const uint64_t *or_bounds_ns
 
-cdef enum Counter:
+cdef enum:                       # Counter
     COUNT_REQUESTS = 0
     COUNT_RESPONSES = 1
     COUNT_ACTION = 2             # five in a row, as decided, by Action

@@ -35,14 +35,14 @@ cdef enum:
     LOCK_STALE_MS = 50
     WORTH_HALF_LIFE_US = 600000000
 
-cdef enum WindowIndex:
+cdef enum:                       # WindowIndex
     WINDOW_1S = 0
     WINDOW_10S = 1
     WINDOW_60S = 2
     WINDOW_600S = 3
     WINDOW_3600S = 4
 
-cdef enum Quantity:
+cdef enum:                       # Quantity
     Q_REQUESTS = 0
     Q_WRITES = 1                 # anything but GET, HEAD, OPTIONS
     Q_LOGINS = 2                 # attempts on what looks or is declared as a login
@@ -54,7 +54,7 @@ cdef enum Quantity:
     Q_OBJECTS = 8                # requests that name an object by its id
     Q_OBJECTS_REFUSED = 9        # ... and were answered 401, 403, 404 or 410
 
-cdef enum SketchIndex:
+cdef enum:                       # SketchIndex
     SKETCH_PATHS = 0
     SKETCH_OBJECTS = 1
     SKETCH_IDENTITIES = 2        # principals, or user names tried at a login

@@ -285,9 +285,11 @@ cdef inline void finish(Worker *w, const Request *r, Decision *d, uint64_t start
 cdef inline uint64_t stage_done(Worker *w, Decision *d, int stage, uint64_t since_ns) noexcept nogil:
     cdef uint64_t now = or_now_ns()
     cdef uint64_t ns = now - since_ns
-    d.stage_ns[stage] = <uint32_t>(ns if ns < 0xffffffff else 0xffffffff) | 1
+    if ns > 4000000000u:
+        ns = 4000000000u
+    d.stage_ns[stage] = <uint32_t>ns | 1          # 0 means: did not run
     # an outlier (the thread was scheduled away) must not shut a stage off for long
-    w.stage_ns[stage] += 0.05 * (<float>(ns if ns < 200000 else 200000) - w.stage_ns[stage])
+    w.stage_ns[stage] += 0.05 * ((<float>ns if ns < 200000 else <float>200000) - w.stage_ns[stage])
     w.since_stage_run[stage] = 0
     return now
 
@@ -297,7 +299,8 @@ cdef inline uint32_t plan_skips(Worker *w, uint32_t todo, uint64_t now_ns, uint6
     """Which of the stages still to do must give way so that the rest fits before the deadline:
     bits of Stage, in the policy's order."""
     cdef float left = <float>(deadline_ns - now_ns) if deadline_ns > now_ns else 0.0
-    cdef float need = 0, cost[6]
+    cdef float need = 0
+    cdef float cost[6]
     cdef uint32_t skip = 0
     cdef int i, stage
     for i in range(STAGES):

@@ -17,7 +17,7 @@ from native.identity cimport address_key
 from native.models cimport ModelSet, modelset_close, modelset_open
 from native.policy cimport *
 from native.reasons cimport or_reason_name
-from native.streams cimport Answer, BodyPlan, ExtProcHost
+from native.extproc_pool cimport Answer, BodyPlan, ExtProcHost
 from native.text cimport TEXT_FEATURES, text_name_hash
 from native.windows cimport *
 

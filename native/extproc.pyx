@@ -8,14 +8,13 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
-from native.address cimport forwarded_add, forwarded_address, Forwarded, parse_address
-from native.base cimport EXCERPT_MAX, HEADERS_MAX, PLACE_MAX, Decision, Request, Slice
-from native.extproc cimport STREAM_SEND, or_fault_text, stream_close, stream_message
-from native.pbwire cimport (PB_BYTES, PbField, PbReader, pb_next, pb_reader)
-from native.replies cimport OUT_MODE_OVERRIDE
-from native.streams cimport (ANSWER_BYTES_MAX, STREAM_BODY_BYTES_MAX, STREAM_HEADER_BYTES_MAX,
-                             STREAM_MESSAGE_BYTES_MAX, Answer, BodyPlan, ExtProcHost, StreamPool, StreamState,
-                             pool_init, stream_free, stream_open)
+from native.address cimport parse_address
+from native.base cimport PLACE_MAX, Decision, Request, Slice
+from native.extproc cimport stream_close, stream_message
+from native.extproc_pool cimport (ANSWER_BYTES_MAX, STREAM_BODY_BYTES_MAX, STREAM_HEADER_BYTES_MAX,
+                                  STREAM_MESSAGE_BYTES_MAX, Answer, BodyPlan, ExtProcHost, StreamPool,
+                                  StreamState, buffers_trim, pool_init, stream_free, stream_open)
+from native.extproc_read cimport STREAM_SEND, or_fault_text
 
 STREAMS_MAX = 65536
 BUFFER_BYTES_MAX = 256 << 20
@@ -49,13 +48,14 @@ def limit_buffers(uint64_t bytes_max) -> int:
     """Sets how many bytes all kept headers and bodies may take together; returns the limit before."""
     cdef uint64_t before = the_pool.buffer_bytes_max
     the_pool.buffer_bytes_max = bytes_max
+    buffers_trim(&the_pool, 0)
     return before
 
 
 cdef class ExtProcStream:
     """One ext_proc stream: message() for each message received, close() at its end.
 
-    host_address is that of an ExtProcHost (native/streams.pxd); owner is whatever keeps it alive.
+    host_address is that of an ExtProcHost (native/extproc_pool.pxd); owner is whatever keeps it alive.
     Raises MemoryError when STREAMS_MAX streams are open.
     """
     cdef StreamState *state

@@ -81,6 +81,8 @@ class UnitError(ValueError):
 
 def shown(value: object, width: int = 60) -> str:
     """A value as it may stand in a message: printable ASCII, quoted, cut at width characters."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     text = ascii(value)
     return text if len(text) <= width else text[: width - 3] + "..."
 
@@ -132,8 +134,7 @@ def format_fraction(value: float) -> str:
 def _parse(value: object, kind: str, units: dict[str, int], examples: tuple[str, ...], whole: str) -> int:
     usual = f"write it as {', '.join(examples[:-1])} or {examples[-1]} (units: {' '.join(units)})"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        likely = [f"{value}{unit}" for unit in units][:3]
-        raise UnitError(f"{shown(value)} has no unit", f"write {', '.join(likely[:-1])} or {likely[-1]}")
+        raise UnitError(f"{shown(value)} has no unit", _with_unit(str(value), units))
     if not isinstance(value, str):
         raise UnitError(f"{shown(value)} is not {kind}", usual)
     match = _QUANTITY.fullmatch(value) or re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([µμ]s)", value)
@@ -141,8 +142,7 @@ def _parse(value: object, kind: str, units: dict[str, int], examples: tuple[str,
         raise UnitError(f"{shown(value)} is not {kind}", usual)
     number, unit = match.groups()
     if not unit:
-        likely = [f"{number}{name}" for name in units][:3]
-        raise UnitError(f"{shown(value)} has no unit", f"write {', '.join(likely[:-1])} or {likely[-1]}")
+        raise UnitError(f"{shown(value)} has no unit", _with_unit(number, units))
     if unit not in units:
         meant = _MEANT.get(unit) or _MEANT.get(unit.lower())
         if meant not in units:
@@ -155,6 +155,14 @@ def _parse(value: object, kind: str, units: dict[str, int], examples: tuple[str,
     if amount.denominator != 1:
         raise UnitError(f"{shown(value)} is not {whole}", "write a coarser value or a smaller unit")
     return int(amount)
+
+
+def _with_unit(number: str, units: dict[str, int]) -> str:
+    """What a bare number may have meant."""
+    if "KiB" in units and number.isdecimal() and int(number) >= 1024:
+        return f"for bytes write {_format(int(number), units)}"
+    likely = [f"{number}{unit}" for unit in units][:3]
+    return f"write {', '.join(likely[:-1])} or {likely[-1]}"
 
 
 def _format(amount: int, units: dict[str, int]) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 from envoy.config.core.v3 import base_pb2
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
-
 from native.extproc import ExtProcStream, RecordingHost
 
 ALLOW, TAG, THROTTLE, CHALLENGE, BLOCK = range(5)
@@ -34,8 +33,8 @@ def header_map(pairs: Pairs, raw: bool = True) -> base_pb2.HeaderMap:
 
 def request_headers(extra: Pairs = (), *, pseudo: Pairs = PSEUDO, end: bool = True, raw: bool = True,
                     **fields: Any) -> pb.ProcessingRequest:
-    return pb.ProcessingRequest(
-        request_headers=pb.HttpHeaders(headers=header_map([*pseudo, *extra], raw), end_of_stream=end), **fields)
+    headers = header_map([*pseudo, *extra], raw)
+    return pb.ProcessingRequest(request_headers=pb.HttpHeaders(headers=headers, end_of_stream=end), **fields)
 
 
 def request_body(body: bytes, end: bool) -> pb.ProcessingRequest:

@@ -8,9 +8,9 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf import json_format, struct_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native.extproc import ProtocolError, RecordingHost
 
 from native import extproc
-from native.extproc import ProtocolError, RecordingHost
 from tests.extproc_messages import (
     ALLOW,
     BLOCK,
@@ -253,7 +253,9 @@ def test_observability_mode_says_nothing_and_still_decides() -> None:
     talk = Talk()
     talk.host.refuse(BLOCK)
     assert talk.say(request_headers(observability_mode=True)) is None
-    assert talk.say(pb.ProcessingRequest(observability_mode=True, response_headers=response_headers().response_headers)) is None
+    response = response_headers()
+    response.observability_mode = True
+    assert talk.say(response) is None
     assert len(talk.host.requests) == 1
     assert [status for _, status, _ in talk.host.responses] == [200]
 

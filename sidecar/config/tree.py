@@ -71,7 +71,7 @@ class _Loader(yaml.SafeLoader):
     nodes = 0
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        mark = self.peek_event().start_mark
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         self.depth += 1
         self.nodes += 1
         if self.depth > DEPTH_MAX:
@@ -200,7 +200,11 @@ class _Builder:
         mark, key_mark = node.start_mark, (key or node).start_mark
         self.tree.places[path] = Place(mark.line + 1, mark.column + 1, key_mark.line + 1, key_mark.column + 1)
         if node.tag.removeprefix(_TAG) not in _KINDS:
-            return self._refuse(path, f"the tag {units.shown(node.tag)} is not allowed", "remove the tag")
+            return self._refuse(
+                path,
+                f"the tag {units.shown(node.tag.replace(_TAG, '!!', 1))} is not allowed",
+                "remove the tag",
+            )
         self.open.add(id(node))
         try:
             if isinstance(node, MappingNode):

@@ -168,7 +168,8 @@ def _text(pattern: str, kind: str, remedy: str, clean: Callable[[str], str] | No
     parts: list[Any] = [Strict(), AfterValidator(_matches(pattern, kind, remedy))]
     if clean:
         parts.append(AfterValidator(clean))
-    return (*parts, WithJsonSchema({"type": "string", "pattern": pattern}))
+    words = kind.removeprefix("a ").removeprefix("an ")
+    return (*parts, WithJsonSchema({"type": "string", "pattern": pattern, "x-kind": words}))
 
 
 # Header names are kept in lower case, as HTTP/2 carries them.
@@ -218,7 +219,7 @@ PathPattern = Annotated[
     str,
     Strict(),
     AfterValidator(_check_pattern),
-    WithJsonSchema({"type": "string", "pattern": r"^/[^?#\s]*$", "maxLength": 256}),
+    WithJsonSchema({"type": "string", "pattern": r"^/[^?#\s]*$", "maxLength": 256, "x-kind": "path pattern"}),
 ]
 
 
@@ -258,7 +259,12 @@ class _NetworkType:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return {"type": "string", "pattern": _CIDR, "examples": ["192.0.2.0/24", "2001:db8::/32"]}
+        return {
+            "type": "string",
+            "pattern": _CIDR,
+            "x-kind": "CIDR range",
+            "examples": ["192.0.2.0/24", "2001:db8::/32"],
+        }
 
 
 NetworkRange = Annotated[Network, _NetworkType()]
@@ -319,6 +325,7 @@ Address = Annotated[
         {
             "type": "string",
             "pattern": r"^(unix:/.+|localhost:[0-9]+|[0-9.]+:[0-9]+|\[[0-9A-Fa-f:.]+\]:[0-9]+)$",
+            "x-kind": "unix:PATH, HOST:PORT",
         }
     ),
 ]
@@ -334,13 +341,23 @@ TcpAddress = Annotated[
     str,
     Strict(),
     AfterValidator(_check_tcp),
-    WithJsonSchema({"type": "string", "pattern": r"^(localhost|[0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]+$"}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": r"^(localhost|[0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]+$",
+            "x-kind": "HOST:PORT",
+        }
+    ),
 ]
 
 
 def _check_file(value: str) -> str:
     if not value.startswith("/"):
-        raise refused(f"{units.shown(value)} is not an absolute path", "start it with a slash")
+        expanded = value.startswith("~") or "$" in value
+        raise refused(
+            f"{units.shown(value)} is not an absolute path",
+            "write it out: ~ and $VARIABLES are not expanded" if expanded else "start it with a slash",
+        )
     if not value.isprintable() or len(value.encode()) > 4095:
         raise refused(f"{units.shown(value)} is not a path", "use printable characters, at most 4095 bytes")
     return value
@@ -350,7 +367,7 @@ FilePath = Annotated[
     str,
     Strict(),
     AfterValidator(_check_file),
-    WithJsonSchema({"type": "string", "pattern": "^/", "maxLength": 4095}),
+    WithJsonSchema({"type": "string", "pattern": "^/", "maxLength": 4095, "x-kind": "absolute path"}),
 ]
 
 
@@ -376,11 +393,20 @@ BundlePath = Annotated[
     str,
     Strict(),
     AfterValidator(_check_bundle),
-    WithJsonSchema({"type": "string", "pattern": "^(default|/.+)$", "maxLength": 4095}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": "^(default|/.+)$",
+            "maxLength": 4095,
+            "x-kind": "default, absolute path",
+        }
+    ),
 ]
 LogTarget = Annotated[
     str,
     Strict(),
     AfterValidator(_check_target),
-    WithJsonSchema({"type": "string", "pattern": "^(-|/.+)$", "maxLength": 4095}),
+    WithJsonSchema(
+        {"type": "string", "pattern": "^(-|/.+)$", "maxLength": 4095, "x-kind": "-, absolute path"}
+    ),
 ]

@@ -45,7 +45,8 @@ cdef struct Answer:
 ctypedef void (*plan_fn)(void *ctx, Request *r, BodyPlan *plan) noexcept nogil
 ctypedef void (*decide_fn)(void *ctx, Request *r, Decision *d) noexcept nogil
 ctypedef void (*answer_fn)(void *ctx, const Decision *d, Answer *a) noexcept nogil
-ctypedef void (*respond_fn)(void *ctx, const Decision *d, int status, uint64_t response_us) noexcept nogil
+ctypedef void (*respond_fn)(void *ctx, const Decision *d, int status,
+                            uint64_t response_us) noexcept nogil
 
 
 cdef struct ExtProcHost:
@@ -54,7 +55,7 @@ cdef struct ExtProcHost:
     decide_fn decide                     # exactly once per request
     answer_fn answer                     # how a refusal looks
     respond_fn respond                   # at most once, after decide; never for a refused request
-    uint8_t trusted_hops                 # proxies in front of this one that are ours (see forwarded_address())
+    uint8_t trusted_hops                 # our proxies in front of this one: see forwarded_address()
     Slice address_header                 # any case; empty: x-forwarded-for
 
 

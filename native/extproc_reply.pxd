@@ -10,7 +10,7 @@ from native.base cimport (ACTION_BLOCK, ACTION_THROTTLE, Decision, Slice, lower)
 from native.pbwire cimport (PB_BYTES, PbField, PbReader, PbWriter, pb_close, pb_is, pb_next, pb_put_bytes,
                             pb_put_double, pb_put_raw, pb_put_text, pb_put_uint, pb_reader, pb_written)
 from native.reasons cimport or_reason_name
-from native.streams cimport ANSWER_BYTES_MAX, Answer, StreamState
+from native.extproc_pool cimport ANSWER_BYTES_MAX, Answer, StreamState
 
 cdef extern from *:
     """
@@ -117,6 +117,14 @@ cdef inline bint is_set_name(Slice name) noexcept nogil:
     return False
 
 
+cdef inline bint printable(Slice s) noexcept nogil:
+    cdef uint32_t i
+    for i in range(s.n):
+        if not 32 <= <uint8_t>s.p[i] < 127:
+            return False
+    return True
+
+
 cdef inline void put_removals(PbWriter *w, Slice header_map, bint keep_set) noexcept nogil:
     """HeaderMutation.remove_headers for every x-outrider-* in the HeaderMap (already checked).
 
@@ -135,7 +143,8 @@ cdef inline void put_removals(PbWriter *w, Slice header_map, bint keep_set) noex
         while pb_next(&r, &f):
             if f.number == 1 and pb_is(&r, &f, PB_BYTES):
                 name = f.data
-        if is_ours(name) and not (keep_set and is_set_name(name)):
+        # no HTTP name, and no string for protobuf either: naming it would spoil the whole answer
+        if is_ours(name) and printable(name) and not (keep_set and is_set_name(name)):
             pb_put_bytes(w, 2, name.p, name.n)
 
 
@@ -152,7 +161,8 @@ cdef inline void put_all_removals(PbWriter *w, Slice message, uint32_t part, bin
                 put_removals(w, g.data, keep_set)
 
 
-cdef inline void end_struct_field(PbWriter *w, const char *name, uint32_t mark, uint32_t start) noexcept nogil:
+cdef inline void end_struct_field(PbWriter *w, const char *name, uint32_t mark,
+                                  uint32_t start) noexcept nogil:
     """Makes a Value's content written since `mark` the Struct field `name`, all since `start`."""
     pb_close(w, 2, mark)
     pb_put_text(w, 1, name)
@@ -237,14 +247,6 @@ cdef inline void put_mode_override(PbWriter *w, const StreamState *s) noexcept n
     pb_put_uint(w, 3, mode)
     pb_put_uint(w, 2, 1)
     pb_close(w, OUT_MODE_OVERRIDE, mark)
-
-
-cdef inline bint printable(Slice s) noexcept nogil:
-    cdef uint32_t i
-    for i in range(s.n):
-        if not 32 <= <uint8_t>s.p[i] < 127:
-            return False
-    return True
 
 
 cdef inline void put_immediate(PbWriter *w, const Decision *d, const Answer *a, bint is_grpc) noexcept nogil:
