@@ -461,12 +461,12 @@ class Lists(Section):
 
     allow: tuple[NetworkRange, ...] = Field(
         (),
-        max_length=1024,
+        max_length=4096,
         description="Never refused; wins over everything else.",
         examples=[["10.0.0.0/8", "2001:db8::/32"]],
     )
     block: tuple[NetworkRange, ...] = Field(
-        (), max_length=1024, description="Always refused.", examples=[["198.51.100.0/24"]]
+        (), max_length=4096, description="Always refused.", examples=[["198.51.100.0/24"]]
     )
 
 
