@@ -35,14 +35,14 @@ cdef enum:
     LOCK_STALE_MS = 50
     WORTH_HALF_LIFE_US = 600000000
 
-cdef enum WindowIndex:
+cdef enum:                       # WindowIndex
     WINDOW_1S = 0
     WINDOW_10S = 1
     WINDOW_60S = 2
     WINDOW_600S = 3
     WINDOW_3600S = 4
 
-cdef enum Quantity:
+cdef enum:                       # Quantity
     Q_REQUESTS = 0
     Q_WRITES = 1                 # anything but GET, HEAD, OPTIONS
     Q_LOGINS = 2                 # attempts on what looks or is declared as a login
@@ -54,7 +54,7 @@ cdef enum Quantity:
     Q_OBJECTS = 8                # requests that name an object by its id
     Q_OBJECTS_REFUSED = 9        # ... and were answered 401, 403, 404 or 410
 
-cdef enum SketchIndex:
+cdef enum:                       # SketchIndex
     SKETCH_PATHS = 0
     SKETCH_OBJECTS = 1
     SKETCH_IDENTITIES = 2        # principals, or user names tried at a login
@@ -107,6 +107,11 @@ cdef struct ClientEntry:
 
 cdef struct Bucket:
     uint64_t key[8]              # 0: free
+
+
+cdef inline uint64_t bucket_at(uint64_t key, uint32_t n_buckets) noexcept nogil:
+    # the high half: the lowest bit of every key is set (0 means free)
+    return (key >> 32) & (n_buckets - 1)
 
 
 cdef inline uint32_t lock_stamp() noexcept nogil:
@@ -166,7 +171,7 @@ cdef inline void entry_reset(ClientEntry *e, int64_t now_us) noexcept nogil:
 cdef inline ClientEntry *client_find(Bucket *buckets, ClientEntry *entries, uint32_t n_buckets, uint64_t key,
                                      uint32_t *slot) noexcept nogil:
     """The entry of this key, not locked, or NULL."""
-    cdef uint64_t at = key & (n_buckets - 1)
+    cdef uint64_t at = bucket_at(key, n_buckets)
     cdef Bucket *b = &buckets[at]
     cdef int i
     for i in range(BUCKET_WAYS):
@@ -184,7 +189,7 @@ cdef inline ClientEntry *client_take(Bucket *buckets, ClientEntry *entries, uint
     holder, bit 3 contended. Two threads that claim the same new key at once may make two
     entries of it; the first of the bucket is then used and the other ages away.
     """
-    cdef uint64_t at = key & (n_buckets - 1)
+    cdef uint64_t at = bucket_at(key, n_buckets)
     cdef Bucket *b = &buckets[at]
     cdef ClientEntry *e
     cdef int i, tries, victim, got

@@ -114,7 +114,7 @@ cdef inline void found(Finding *f, const Detector *d, int kind, int reason, floa
     f.strength = strength
 
 
-cdef inline void detect(const Policy *p, const ClientEntry *e, int64_t t, Finding *f) noexcept nogil:
+cdef inline void detect(const Policy *p, const ClientEntry *e, int64_t t, bint principal, Finding *f) noexcept nogil:
     """The named detectors on one client's windows. Each has a count from which it speaks and the
     share of the client's traffic that must be so: a busy office behind one address makes some
     failures, an attacker makes little else."""
@@ -135,7 +135,11 @@ cdef inline void detect(const Policy *p, const ClientEntry *e, int64_t t, Findin
             elif distinct >= 0.6 * d.count and share >= d.share:
                 found(f, d, DETECT_ENUMERATION, REASON_OBJECT_ENUMERATION, distinct, 1 + share)
             elif (distinct >= 1.6 * d.count and objects >= 0.95 * requests and distinct >= 0.9 * objects
-                    and templates_count(e) <= 2.1):
+                    and templates_count(e) <= 2.1
+                    # every one of them answered: somebody who is logged in has no reason for that, but of
+                    # the nameless a patient one may be a search engine
+                    and (principal or sketch_count(&e.sketch[SKETCH_IDENTITIES]) > 0
+                         or window_value(&e.window[WINDOW_60S], WINDOW_60S, Q_REQUESTS, t) >= d.count)):
                 found(f, d, DETECT_ENUMERATION, REASON_OBJECT_ENUMERATION, distinct, distinct / d.count)
     d = &p.detector[DETECT_CREDENTIAL_STUFFING]
     if d.enabled:
@@ -285,9 +289,11 @@ cdef inline void finish(Worker *w, const Request *r, Decision *d, uint64_t start
 cdef inline uint64_t stage_done(Worker *w, Decision *d, int stage, uint64_t since_ns) noexcept nogil:
     cdef uint64_t now = or_now_ns()
     cdef uint64_t ns = now - since_ns
-    d.stage_ns[stage] = <uint32_t>(ns if ns < 0xffffffff else 0xffffffff) | 1
+    if ns > 4000000000u:
+        ns = 4000000000u
+    d.stage_ns[stage] = <uint32_t>ns | 1          # 0 means: did not run
     # an outlier (the thread was scheduled away) must not shut a stage off for long
-    w.stage_ns[stage] += 0.05 * (<float>(ns if ns < 200000 else 200000) - w.stage_ns[stage])
+    w.stage_ns[stage] += 0.05 * ((<float>ns if ns < 200000 else <float>200000) - w.stage_ns[stage])
     w.since_stage_run[stage] = 0
     return now
 
@@ -297,7 +303,8 @@ cdef inline uint32_t plan_skips(Worker *w, uint32_t todo, uint64_t now_ns, uint6
     """Which of the stages still to do must give way so that the rest fits before the deadline:
     bits of Stage, in the policy's order."""
     cdef float left = <float>(deadline_ns - now_ns) if deadline_ns > now_ns else 0.0
-    cdef float need = 0, cost[6]
+    cdef float need = 0
+    cdef float cost[6]
     cdef uint32_t skip = 0
     cdef int i, stage
     for i in range(STAGES):
@@ -338,14 +345,14 @@ cdef inline bint look_at_client(Worker *w, const Request *r, const Shape *shape,
     memset(&fresh, 0, sizeof(fresh))
     if by_address != NULL:
         held(by_address, &w.policy, r.time_us, f)
-        detect(&w.policy, by_address, r.time_us, &fresh)
+        detect(&w.policy, by_address, r.time_us, False, &fresh)
         hold(by_address, &w.policy, &fresh, r.time_us)
         if fresh.reason:
             found(f, &w.policy.detector[fresh.kind], fresh.kind, fresh.reason, fresh.value, fresh.strength)
     if by_principal != NULL:
         held(by_principal, &w.policy, r.time_us, f)
         memset(&fresh, 0, sizeof(fresh))
-        detect(&w.policy, by_principal, r.time_us, &fresh)
+        detect(&w.policy, by_principal, r.time_us, True, &fresh)
         hold(by_principal, &w.policy, &fresh, r.time_us)
         if fresh.reason:
             found(f, &w.policy.detector[fresh.kind], fresh.kind, fresh.reason, fresh.value, fresh.strength)

@@ -48,7 +48,7 @@ cdef enum:
     TREE_FEATURES_MAX = 128
     TREES = 3
     SUBSETS = 4
-    TEXT_ROW = TEXT_FEATURES + 1     # what the text trees take: the linear score, then the features
+    TEXT_ROW = TEXT_FEATURES         # what the text trees take; feature 0 is the linear score
     PATH_BYTES_MAX = 4096
 
 cdef enum:
@@ -175,25 +175,24 @@ cdef inline float _tree_run(const TreeModel *m, TreeScratch *s) noexcept nogil:
     return raw
 
 
-cdef inline void _tree_fill(const TreeModel *m, const float *row, uint32_t first, uint32_t n,
-                            TreeScratch *s) noexcept nogil:
-    """Entries first .. first + n of a row, NaN becoming the missing value."""
+cdef inline void _tree_fill(const TreeModel *m, const float *row, uint32_t n, TreeScratch *s) noexcept nogil:
+    """The n entries of a row, NaN becoming the missing value."""
     cdef uint32_t i
     cdef float x
     if m.kind == TREE_FLOAT32:
         for i in range(n):
             x = row[i]
             if x != x:
-                s.narrow[first + i].missing = -1
+                s.narrow[i].missing = -1
             else:
-                s.narrow[first + i].value = x
+                s.narrow[i].value = x
     else:
         for i in range(n):
             x = row[i]
-            s.wide[first + i].value = x
+            s.wide[i].value = x
             if x != x:
-                s.wide[first + i].value = 0.0
-                s.wide[first + i].missing = -1
+                s.wide[i].value = 0.0
+                s.wide[i].missing = -1
 
 
 cdef inline float tree_predict(const TreeModel *m, const float *row, TreeScratch *s) noexcept nogil:
@@ -202,17 +201,20 @@ cdef inline float tree_predict(const TreeModel *m, const float *row, TreeScratch
     Returns NaN where there is no such model."""
     if m.kind == TREE_NONE:
         return or_nanf()
-    _tree_fill(m, row, 0, m.features, s)
+    _tree_fill(m, row, m.features, s)
     return _tree_run(m, s)
 
 
 cdef inline float tree_predict_text(const TreeModel *m, float linear, const float *features,
                                     TreeScratch *s) noexcept nogil:
-    """As tree_predict, for the text trees: the linear score, then TEXT_FEATURES features."""
+    """As tree_predict, for the text trees: TEXT_FEATURES features, the first being the linear score."""
     if m.kind == TREE_NONE:
         return or_nanf()
-    _tree_fill(m, &linear, 0, 1, s)
-    _tree_fill(m, features, 1, TEXT_FEATURES, s)
+    _tree_fill(m, features, TEXT_FEATURES, s)
+    if m.kind == TREE_FLOAT32 and linear == linear:
+        s.narrow[0].value = linear
+    elif m.kind == TREE_FLOAT64 and linear == linear:
+        s.wide[0].value = linear
     return _tree_run(m, s)
 
 
@@ -310,8 +312,8 @@ cdef inline char *_file_read(const char *folder, const char *name, uint64_t byte
         close(fd)
         return NULL
     if (st.st_uid != 0 and st.st_uid != geteuid()) or st.st_mode & 0o022:
-        snprintf(err, err_n, b"%.700s: refused, someone else may write it (owner %u, mode %o); models are code: "
-                 b"they must belong to this user or root and be writable by nobody else",
+        snprintf(err, err_n, b"%.700s: refused, someone else may write it (owner %u, mode %o); models are "
+                 b"code: they must belong to this user or root and be writable by nobody else",
                  path, <unsigned int>st.st_uid, <unsigned int>(st.st_mode & 0o7777))
         close(fd)
         return NULL
@@ -453,8 +455,8 @@ cdef inline int _modelset_fill(const char *folder, ModelSet *m, char *err, size_
         snprintf(err, err_n, b"%.700s/runtime.bin: not a file of compiled models", folder)
         return -1
     if h.version != RUNTIME_VERSION or h.header_bytes != sizeof(RuntimeFile):
-        snprintf(err, err_n, b"%.700s/runtime.bin: version %u, this build reads version %u; compile the bundle "
-                 b"again", folder, <unsigned int>h.version, <unsigned int>RUNTIME_VERSION)
+        snprintf(err, err_n, b"%.700s/runtime.bin: version %u, this build reads version %u; compile the "
+                 b"bundle again", folder, <unsigned int>h.version, <unsigned int>RUNTIME_VERSION)
         return -1
     # total_bytes is inside what the checksum covers, so a file cut or grown is found by either
     stored = (<const uint64_t *>(m.memory + n - 8))[0] if n % 8 == 0 else 0
@@ -463,14 +465,14 @@ cdef inline int _modelset_fill(const char *folder, ModelSet *m, char *err, size_
                  b"bundle again", folder, <unsigned long long>n)
         return -1
     if h.text_schema != TEXT_SCHEMA or h.text_features != TEXT_FEATURES:
-        snprintf(err, err_n, b"%.700s/runtime.bin: made for text features of schema %u (%u features), this build "
-                 b"has schema %u (%u); train the bundle again", folder, <unsigned int>h.text_schema,
+        snprintf(err, err_n, b"%.700s/runtime.bin: made for text features of schema %u (%u features), this "
+                 b"build has schema %u (%u); train the bundle again", folder, <unsigned int>h.text_schema,
                  <unsigned int>h.text_features, <unsigned int>TEXT_SCHEMA, <unsigned int>TEXT_FEATURES)
         return -1
     for i in range(<uint32_t>SUBSETS):
         if not _weights_good(&h.weights[i]) or not _calibration_good(&h.text[i]):
-            snprintf(err, err_n, b"%.700s/runtime.bin: weights or calibration of text subset %u are not valid",
-                     folder, <unsigned int>i)
+            snprintf(err, err_n, b"%.700s/runtime.bin: weights or calibration of text subset %u are not "
+                     b"valid", folder, <unsigned int>i)
             return -1
     if not _calibration_good(&h.behaviour):
         snprintf(err, err_n, b"%.700s/runtime.bin: the behaviour calibration is not valid", folder)
@@ -482,18 +484,20 @@ cdef inline int _modelset_fill(const char *folder, ModelSet *m, char *err, size_
             return -1
         rc = text_model_from_bytes(m.memory + h.linear_offset, h.linear_bytes, &m.text)
         if rc != 0:
-            snprintf(err, err_n, b"%.700s/runtime.bin: the linear text model is not valid (code %d)", folder, rc)
+            snprintf(err, err_n, b"%.700s/runtime.bin: the linear text model is not valid (code %d)",
+                     folder, rc)
             return -1
         m.has_text = 1
     if (h.tree[TREE_XGBOOST].kind != TREE_NONE and h.tree[TREE_XGBOOST].features != TEXT_ROW) \
             or (h.tree[TREE_FOREST].kind != TREE_NONE and h.tree[TREE_FOREST].features != TEXT_ROW):
-        snprintf(err, err_n, b"%.700s/runtime.bin: a text tree model doesn't take the linear score and "
-                 b"%u features", folder, <unsigned int>TEXT_FEATURES)
+        snprintf(err, err_n, b"%.700s/runtime.bin: a text tree model doesn't take %u features", folder,
+                 <unsigned int>TEXT_FEATURES)
         return -1
     if h.tree[TREE_ISOLATION].kind != TREE_NONE \
             and h.tree[TREE_ISOLATION].features != h.behaviour_features:
         snprintf(err, err_n, b"%.700s/runtime.bin: the Isolation Forest takes %u features where %u are "
-                 b"declared", folder, <unsigned int>h.tree[TREE_ISOLATION].features, <unsigned int>h.behaviour_features)
+                 b"declared", folder, <unsigned int>h.tree[TREE_ISOLATION].features,
+                 <unsigned int>h.behaviour_features)
         return -1
     if _tree_open(folder, &h.tree[TREE_XGBOOST], &m.xgboost, err, err_n) != 0 \
             or _tree_open(folder, &h.tree[TREE_FOREST], &m.forest, err, err_n) != 0 \

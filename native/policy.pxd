@@ -19,23 +19,23 @@ cdef enum:
     NAME_MAX = 64
     DETECTORS = 6
 
-cdef enum RouteBody:             # Envoy's numbers of its body modes
+cdef enum:                       # RouteBody, in Envoy's numbers of its body modes
     ROUTE_BODY_NONE = 0
     ROUTE_BODY_STREAMED = 2
     ROUTE_BODY_BUFFERED = 3      # held back up to the proxy's limit: plain buffering answers 413 beyond it
 
-cdef enum PathKind:
+cdef enum:                       # PathKind
     PATH_ANY = 0
     PATH_EXACT = 1
     PATH_PATTERN = 2             # '*' one segment, trailing '**' any rest
 
-cdef enum PrincipalKind:
+cdef enum:                       # PrincipalKind
     PRINCIPAL_HEADER = 1         # the whole value
     PRINCIPAL_COOKIE = 2
     PRINCIPAL_JWT = 3            # a claim of the bearer token (not verified: an identity, not a permission)
     PRINCIPAL_BASIC = 4          # the user name of Basic credentials
 
-cdef enum DetectorKind:
+cdef enum:                       # DetectorKind
     DETECT_BRUTE_FORCE = 0
     DETECT_CREDENTIAL_STUFFING = 1
     DETECT_ENUMERATION = 2
@@ -112,7 +112,7 @@ cdef struct Policy:
     Range range[4096]
 
 
-cdef enum Method:
+cdef enum:                       # Method
     METHOD_GET = 1
     METHOD_HEAD = 2
     METHOD_POST = 4

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Any
 
+from sidecar.config.types import WINDOWS_S
+
 if TYPE_CHECKING:
     from sidecar.config import Settings
 
@@ -14,7 +16,7 @@ METHOD_BITS = {"GET": 1, "HEAD": 2, "POST": 4, "PUT": 8, "PATCH": 16, "DELETE": 
 METHOD_OTHER = 128
 BODY_MODES = {"none": 0, "streamed": 2, "buffered": 3}
 PRINCIPAL_KINDS = {"header": 1, "cookie": 2, "jwt_claim": 3, "basic": 4}
-WINDOWS_S = (1, 10, 60, 600, 3600)
+
 PATH_ANY, PATH_EXACT, PATH_PATTERN = 0, 1, 2
 PROBLEM_TYPE = "application/problem+json"
 PROBLEM_BODY = '{"type":"about:blank","title":"Request refused","status":%d}\n'

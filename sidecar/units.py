@@ -27,11 +27,10 @@ SIZE_BYTES: dict[str, int] = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 <
 # What the JSON Schema tells editors; the parsers below accept exactly this.
 DURATION_PATTERN = r"^[0-9]{1,15}(\.[0-9]{1,6})? ?(us|ms|s|m|h|d)$"
 SIZE_PATTERN = r"^[0-9]{1,15}(\.[0-9]{1,6})? ?(B|KiB|MiB|GiB)$"
-PERCENT_PATTERN = r"^[0-9]{1,3}(\.[0-9]{1,6})?%$"
+FRACTION_PATTERN = r"^[0-9]{1,3}(\.[0-9]{1,12})?%?$"
 
 _QUANTITY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([^\W\d_]{0,12})", re.ASCII)
-_PERCENT = re.compile(PERCENT_PATTERN, re.ASCII)
-_NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,12})?", re.ASCII)
+_FRACTION = re.compile(FRACTION_PATTERN.removeprefix("^").removesuffix("$"), re.ASCII)
 
 # Units people write and what they most likely mean.
 _MEANT = {
@@ -81,6 +80,8 @@ class UnitError(ValueError):
 
 def shown(value: object, width: int = 60) -> str:
     """A value as it may stand in a message: printable ASCII, quoted, cut at width characters."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     text = ascii(value)
     return text if len(text) <= width else text[: width - 3] + "..."
 
@@ -101,12 +102,8 @@ def parse_fraction(value: object) -> float:
     number: float | None = None
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         number = float(value)
-    elif isinstance(value, str):
-        text = value.strip(" ")
-        if _PERCENT.fullmatch(text):
-            number = float(Fraction(text[:-1]) / 100)
-        elif _NUMBER.fullmatch(text):
-            number = float(text)
+    elif isinstance(value, str) and _FRACTION.fullmatch(value):
+        number = float(Fraction(value[:-1]) / 100) if value.endswith("%") else float(value)
     if number is None:
         raise UnitError(f"{shown(value)} is not a fraction", remedy)
     if not 0.0 <= number <= 1.0:
@@ -132,8 +129,7 @@ def format_fraction(value: float) -> str:
 def _parse(value: object, kind: str, units: dict[str, int], examples: tuple[str, ...], whole: str) -> int:
     usual = f"write it as {', '.join(examples[:-1])} or {examples[-1]} (units: {' '.join(units)})"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        likely = [f"{value}{unit}" for unit in units][:3]
-        raise UnitError(f"{shown(value)} has no unit", f"write {', '.join(likely[:-1])} or {likely[-1]}")
+        raise UnitError(f"{shown(value)} has no unit", _with_unit(str(value), units))
     if not isinstance(value, str):
         raise UnitError(f"{shown(value)} is not {kind}", usual)
     match = _QUANTITY.fullmatch(value) or re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([µμ]s)", value)
@@ -141,8 +137,7 @@ def _parse(value: object, kind: str, units: dict[str, int], examples: tuple[str,
         raise UnitError(f"{shown(value)} is not {kind}", usual)
     number, unit = match.groups()
     if not unit:
-        likely = [f"{number}{name}" for name in units][:3]
-        raise UnitError(f"{shown(value)} has no unit", f"write {', '.join(likely[:-1])} or {likely[-1]}")
+        raise UnitError(f"{shown(value)} has no unit", _with_unit(number, units))
     if unit not in units:
         meant = _MEANT.get(unit) or _MEANT.get(unit.lower())
         if meant not in units:
@@ -155,6 +150,14 @@ def _parse(value: object, kind: str, units: dict[str, int], examples: tuple[str,
     if amount.denominator != 1:
         raise UnitError(f"{shown(value)} is not {whole}", "write a coarser value or a smaller unit")
     return int(amount)
+
+
+def _with_unit(number: str, units: dict[str, int]) -> str:
+    """What a bare number may have meant."""
+    if "KiB" in units and number.isdecimal() and int(number) >= 1024:
+        return f"for bytes write {_format(int(number), units)}"
+    likely = [f"{number}{unit}" for unit in units][:3]
+    return f"write {', '.join(likely[:-1])} or {likely[-1]}"
 
 
 def _format(amount: int, units: dict[str, int]) -> str:

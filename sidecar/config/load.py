@@ -120,13 +120,17 @@ def _add(tree: Tree, loc: Path, error: dict[str, Any]) -> None:
     kind = error["type"]
     if kind == "missing" and loc in tree.refused:
         # its value was wrong and is reported: the whole group can't be used
-        tree.refused.add(loc[:-1])
+        tree.refuse(loc[:-1])
         return
-    what, remedy = _explained(tree, loc, error)
+    if isinstance(error.get("input"), dict) and kind == "outrider" and loc in tree.above:
+        # the group is wrong only because a member of it is, and that is reported
+        tree.refuse(loc)
+        return
+    what, remedy = _explained(loc, error)
     tree.problems.append(tree.at(loc, what, remedy, key=kind == "extra_forbidden"))
-    tree.refused.add(loc)
+    tree.refuse(loc)
     if kind == "missing":
-        tree.refused.add(loc[:-1])
+        tree.refuse(loc[:-1])
 
 
 def _pruned(data: Any, path: Path, refused: set[Path]) -> tuple[Any, dict[Path, list[int]]]:
@@ -164,7 +168,7 @@ def _original(loc: Path, originals: dict[Path, list[int]]) -> Path:
     return path
 
 
-def _explained(tree: Tree, loc: Path, error: dict[str, Any]) -> tuple[str, str]:
+def _explained(loc: Path, error: dict[str, Any]) -> tuple[str, str]:
     """What is wrong and what would be right, for one of pydantic's errors."""
     kind, value, context = error["type"], error.get("input"), error.get("ctx") or {}
     shown = units.shown(value)
@@ -176,7 +180,7 @@ def _explained(tree: Tree, loc: Path, error: dict[str, Any]) -> tuple[str, str]:
     if kind == "missing":
         return "is missing", f"add {loc[-1]}: {_example(setting)}"
     if kind == "literal_error":
-        return f"{shown} is not one of the choices", _choice(value, _choices(error))
+        return f"{_kind(value)} is not one of the choices", _choice(value, _choices(error))
     if kind in ("greater_than_equal", "less_than_equal"):
         side = "below the minimum" if kind == "greater_than_equal" else "above the maximum"
         return f"{shown} is {side}", _bounds(setting)
@@ -219,7 +223,7 @@ def _choices(error: dict[str, Any]) -> list[str]:
 
 
 def _choice(value: object, choices: list[str]) -> str:
-    close = difflib.get_close_matches(str(value).lower(), choices, n=1)
+    close = difflib.get_close_matches(value.lower(), choices, n=1) if isinstance(value, str) else []
     usual = choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
     return f"did you mean {close[0]}? Use {usual}" if close else f"use {usual}"
 
@@ -271,8 +275,11 @@ def _crossed(tree: Tree, settings: Settings, environment: bool) -> Settings:
     said: set[tuple[Path, str]] = set()  # one value against several others is one mistake
     for finding in findings:
         paths = [_original(path, tree.data_originals) for path in finding.paths]
-        if any(_within(path, tree.refused) for path in paths):
-            continue
+        if any(
+            path in tree.above or any(path[: n + 1] in tree.refused for n in range(len(path)))
+            for path in paths
+        ):
+            continue  # what it looked at, something above it or something below it was left out
         if (paths[0], finding.remedy) in said:
             continue
         said.add((paths[0], finding.remedy))
@@ -280,10 +287,6 @@ def _crossed(tree: Tree, settings: Settings, environment: bool) -> Settings:
     if tree.problems:
         raise _error(tree.problems)
     return settings
-
-
-def _within(path: Path, refused: set[Path]) -> bool:
-    return any(path[:length] in refused for length in range(1, len(path) + 1))
 
 
 __all__ = ["ConfigError", "Problem", "load", "loads", "read"]

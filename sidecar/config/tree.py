@@ -47,6 +47,13 @@ class Tree:
     # lists that were shortened for validation: by path, the original index of what is left
     data_originals: dict[Path, list[int]] = field(default_factory=dict)
 
+    above: set[Path] = field(default_factory=set)  # paths below which something is left out
+
+    def refuse(self, path: Path) -> None:
+        """Leave out what stands at a path."""
+        self.refused.add(path)
+        self.above.update(path[:length] for length in range(1, len(path)))
+
     def at(self, path: Path, what: str, remedy: str, *, key: bool = False) -> Problem:
         """A problem at a path, or at the nearest path above that stands in the text."""
         known = path
@@ -71,7 +78,7 @@ class _Loader(yaml.SafeLoader):
     nodes = 0
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        mark = self.peek_event().start_mark
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         self.depth += 1
         self.nodes += 1
         if self.depth > DEPTH_MAX:
@@ -200,7 +207,11 @@ class _Builder:
         mark, key_mark = node.start_mark, (key or node).start_mark
         self.tree.places[path] = Place(mark.line + 1, mark.column + 1, key_mark.line + 1, key_mark.column + 1)
         if node.tag.removeprefix(_TAG) not in _KINDS:
-            return self._refuse(path, f"the tag {units.shown(node.tag)} is not allowed", "remove the tag")
+            return self._refuse(
+                path,
+                f"the tag {units.shown(node.tag.replace(_TAG, '!!', 1))} is not allowed",
+                "remove the tag",
+            )
         self.open.add(id(node))
         try:
             if isinstance(node, MappingNode):
@@ -213,7 +224,7 @@ class _Builder:
 
     def _refuse(self, path: Path, what: str, remedy: str) -> None:
         self.tree.problems.append(self.tree.at(path, what, remedy))
-        self.tree.refused.add(path)
+        self.tree.refuse(path)
 
     def _problem(self, node: Node, path: Path, what: str, remedy: str) -> None:
         mark = node.start_mark
