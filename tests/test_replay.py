@@ -269,6 +269,7 @@ def test_scoring_without_client_or_time_leaves_the_windows_alone() -> None:
             "/login",
             ts=None if i % 2 else float(i),
             client="192.0.2.1" if i % 2 else None,
+            headers=[("X-Api-Key", "k")],
             status=401,
             body=b'{"user":"a","password":"b"}',
         )
