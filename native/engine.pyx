@@ -558,7 +558,8 @@ cdef class Verdict:
 cdef class Engine:
     """Decides. One per thread; engines share the arena and the models.
 
-    keep_features: attach the feature rows to each Verdict (training, explanations)."""
+    keep_features: attach the feature rows to each Verdict (training, explanations). unhurried: skip no
+    stage for lack of time, so that the same input gives the same output (training, replay)."""
     cdef Worker *worker
     cdef ExtProcHost host
     cdef readonly ArenaFile arena
@@ -566,7 +567,8 @@ cdef class Engine:
     cdef public bint keep_features
     cdef Header headers[128]
 
-    def __cinit__(self, ArenaFile arena not None, Models models=None, bint keep_features=False):
+    def __cinit__(self, ArenaFile arena not None, Models models=None, bint keep_features=False,
+                  bint unhurried=False):
         self.arena = arena
         self.models = Models() if models is None else models
         self.keep_features = keep_features
@@ -574,6 +576,7 @@ cdef class Engine:
         if self.worker == NULL:
             raise MemoryError
         worker_init(self.worker, &arena.arena, &self.models.slot)
+        self.worker.unhurried = unhurried
         self.models.register(<uintptr_t>self.worker)
         memset(&self.host, 0, sizeof(self.host))
         self.host.ctx = self.worker
