@@ -39,6 +39,7 @@ cdef struct Worker:
     float stage_ns[6]            # running mean cost of each stage
     float text_ns_per_byte
     uint32_t since_stage_run[6]  # decisions since a stage last ran: its estimate is aged when starved
+    uint8_t anonymous            # look at the text alone: no principal is read from the headers
     float behaviour[32]          # the last row, for training and for people
     TreeScratch trees
     TextScratch text
@@ -430,7 +431,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         deadline = start + route.budget_us * <uint64_t>1000
     if r.client_key == 0 and r.has_address:
         r.client_key = address_key(r.address, w.arena.head.key)
-    if r.principal_key == 0 and w.policy.n_principals:
+    if r.principal_key == 0 and w.policy.n_principals and not w.anonymous:
         r.principal_key = principal_of(r, &w.policy, w.arena.head.key, w.token)
     d.client_key = r.client_key
     d.principal_key = r.principal_key
