@@ -18,11 +18,11 @@ cdef extern from *:
         ['0'] = 1, ['1'] = 2, ['2'] = 3, ['3'] = 4, ['4'] = 5, ['5'] = 6, ['6'] = 7, ['7'] = 8,
         ['8'] = 9, ['9'] = 10, ['a'] = 11, ['b'] = 12, ['c'] = 13, ['d'] = 14, ['e'] = 15, ['f'] = 16,
         ['A'] = 11, ['B'] = 12, ['C'] = 13, ['D'] = 14, ['E'] = 15, ['F'] = 16};
-    /* value of a base64 digit (both alphabets) plus one, 0: none */
+    /* value of a base64 digit (both alphabets; a space is a '+' that a form decoded) plus one, 0: none */
     static const uint8_t or_b64[256] = {
         ['A'] = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26,
         ['a'] = 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49,
-        50, 51, 52, ['0'] = 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, ['+'] = 63, ['-'] = 63,
+        50, 51, 52, ['0'] = 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, ['+'] = 63, ['-'] = 63, [' '] = 63,
         ['/'] = 64, ['_'] = 64};
     /* folding: 0 copied, 1 space, 2 newline, 3 high byte, 4 control, 5 capital */
     static const uint8_t or_fold[256] = {
@@ -189,6 +189,27 @@ cdef inline bint has_trigger(const uint8_t *p, uint32_t n) noexcept nogil:
     return False
 
 
+cdef inline uint32_t overlong(const uint8_t *p, uint32_t n, uint8_t lead) noexcept nogil:
+    """Bytes behind the lead byte of an over-long form of '!'..'?' in 3 to 6 bytes (e0 80 af), else 0."""
+    cdef uint32_t k, i
+    if lead == 0xe0:
+        k = 2
+    elif lead == 0xf0:
+        k = 3
+    elif lead == 0xf8:
+        k = 4
+    elif lead == 0xfc:
+        k = 5
+    else:
+        return 0
+    if n < k or (p[k - 1] & 0xc0) != 0x80 or (p[k - 1] & 0x3f) < 0x21:
+        return 0
+    for i in range(k - 1):
+        if p[i] != 0x80:
+            return 0
+    return k
+
+
 cdef inline uint32_t fold_text(const uint8_t *src, uint32_t n, uint8_t *dst) noexcept nogil:
     """Lower case, runs of blanks to one space, runs of line ends to one newline, control bytes to
     0x01, runs of other high bytes to at most three 0x80. Over-long and full-width forms of ASCII
@@ -207,6 +228,17 @@ cdef inline uint32_t fold_text(const uint8_t *src, uint32_t n, uint8_t *dst) noe
                     c = <uint8_t>(((c & 1) << 6) | (src[i] & 63))
                     i += 1
                     f = or_fold[c]
+                elif (c == 0xc0 or c == 0xc1) and i < n and src[i] < 0x80:
+                    continue               # a broken sequence that sloppy decoders skip
+                elif overlong(src + i, n - i, c):
+                    i += overlong(src + i, n - i, c)
+                    c = src[i - 1] & 0x3f
+                    f = or_fold[c]
+                elif c == 0xe2 and i + 1 < n and ((src[i] == 0x88 and (src[i + 1] == 0x95 or src[i + 1] == 0x96))
+                                                  or (src[i] == 0x81 and src[i + 1] == 0x84)):
+                    c = c'\\' if src[i + 1] == 0x96 else c'/'      # U+2215, U+2216, U+2044
+                    i += 2
+                    f = 0
                 elif c == 0xef and i + 1 < n and (src[i] == 0xbc or src[i] == 0xbd) \
                         and (src[i + 1] & 0xc0) == 0x80:
                     v = (<uint32_t>0xf000) | (<uint32_t>(src[i] & 63) << 6) | (src[i + 1] & 63)
@@ -300,6 +332,9 @@ cdef inline bint needs_strip(const uint8_t *p, uint32_t n) noexcept nogil:
         elif c == c'$':
             if d == c'@' or d == c'i' or d == c'{':
                 return True
+        elif c <= 1:
+            if is_word(d):
+                return True
     return False
 
 
@@ -322,8 +357,8 @@ cdef inline bint joins(const uint8_t *p, uint32_t n, uint32_t i, uint32_t *end) 
 
 cdef inline uint32_t strip_text(const uint8_t *p, uint32_t n, uint8_t *dst) noexcept nogil:
     """Folded text without what interpreters ignore: /*..*/ becomes a space (/*!..*/ keeps its inside),
-    empty quotes inside words, backslashes and carets before letters, $@ and joins of strings go,
-    $IFS becomes a space. Returns the bytes written."""
+    empty quotes and control bytes inside words, backslashes and carets before letters, $@ and joins of
+    strings go, $IFS becomes a space. Returns the bytes written."""
     cdef uint32_t i = 0, k = 0, e = 0
     cdef uint8_t c, d
     while i < n:
@@ -360,6 +395,9 @@ cdef inline uint32_t strip_text(const uint8_t *p, uint32_t n, uint8_t *dst) noex
             continue
         if c == c'$' and d == c'@':
             i += 2
+            continue
+        if c <= 1 and is_word(d) and k > 0 and is_word(dst[k - 1]):
+            i += 1
             continue
         if c == c'$' and i + 3 < n and d == c'i' and p[i + 2] == c'f' and p[i + 3] == c's':
             i += 4

@@ -312,8 +312,8 @@ cdef inline char *_file_read(const char *folder, const char *name, uint64_t byte
         close(fd)
         return NULL
     if (st.st_uid != 0 and st.st_uid != geteuid()) or st.st_mode & 0o022:
-        snprintf(err, err_n, b"%.700s: refused, someone else may write it (owner %u, mode %o); models are code: "
-                 b"they must belong to this user or root and be writable by nobody else",
+        snprintf(err, err_n, b"%.700s: refused, someone else may write it (owner %u, mode %o); models are "
+                 b"code: they must belong to this user or root and be writable by nobody else",
                  path, <unsigned int>st.st_uid, <unsigned int>(st.st_mode & 0o7777))
         close(fd)
         return NULL
@@ -455,8 +455,8 @@ cdef inline int _modelset_fill(const char *folder, ModelSet *m, char *err, size_
         snprintf(err, err_n, b"%.700s/runtime.bin: not a file of compiled models", folder)
         return -1
     if h.version != RUNTIME_VERSION or h.header_bytes != sizeof(RuntimeFile):
-        snprintf(err, err_n, b"%.700s/runtime.bin: version %u, this build reads version %u; compile the bundle "
-                 b"again", folder, <unsigned int>h.version, <unsigned int>RUNTIME_VERSION)
+        snprintf(err, err_n, b"%.700s/runtime.bin: version %u, this build reads version %u; compile the "
+                 b"bundle again", folder, <unsigned int>h.version, <unsigned int>RUNTIME_VERSION)
         return -1
     # total_bytes is inside what the checksum covers, so a file cut or grown is found by either
     stored = (<const uint64_t *>(m.memory + n - 8))[0] if n % 8 == 0 else 0
@@ -465,14 +465,14 @@ cdef inline int _modelset_fill(const char *folder, ModelSet *m, char *err, size_
                  b"bundle again", folder, <unsigned long long>n)
         return -1
     if h.text_schema != TEXT_SCHEMA or h.text_features != TEXT_FEATURES:
-        snprintf(err, err_n, b"%.700s/runtime.bin: made for text features of schema %u (%u features), this build "
-                 b"has schema %u (%u); train the bundle again", folder, <unsigned int>h.text_schema,
+        snprintf(err, err_n, b"%.700s/runtime.bin: made for text features of schema %u (%u features), this "
+                 b"build has schema %u (%u); train the bundle again", folder, <unsigned int>h.text_schema,
                  <unsigned int>h.text_features, <unsigned int>TEXT_SCHEMA, <unsigned int>TEXT_FEATURES)
         return -1
     for i in range(<uint32_t>SUBSETS):
         if not _weights_good(&h.weights[i]) or not _calibration_good(&h.text[i]):
-            snprintf(err, err_n, b"%.700s/runtime.bin: weights or calibration of text subset %u are not valid",
-                     folder, <unsigned int>i)
+            snprintf(err, err_n, b"%.700s/runtime.bin: weights or calibration of text subset %u are not "
+                     b"valid", folder, <unsigned int>i)
             return -1
     if not _calibration_good(&h.behaviour):
         snprintf(err, err_n, b"%.700s/runtime.bin: the behaviour calibration is not valid", folder)
@@ -484,7 +484,8 @@ cdef inline int _modelset_fill(const char *folder, ModelSet *m, char *err, size_
             return -1
         rc = text_model_from_bytes(m.memory + h.linear_offset, h.linear_bytes, &m.text)
         if rc != 0:
-            snprintf(err, err_n, b"%.700s/runtime.bin: the linear text model is not valid (code %d)", folder, rc)
+            snprintf(err, err_n, b"%.700s/runtime.bin: the linear text model is not valid (code %d)",
+                     folder, rc)
             return -1
         m.has_text = 1
     if (h.tree[TREE_XGBOOST].kind != TREE_NONE and h.tree[TREE_XGBOOST].features != TEXT_ROW) \
@@ -495,7 +496,8 @@ cdef inline int _modelset_fill(const char *folder, ModelSet *m, char *err, size_
     if h.tree[TREE_ISOLATION].kind != TREE_NONE \
             and h.tree[TREE_ISOLATION].features != h.behaviour_features:
         snprintf(err, err_n, b"%.700s/runtime.bin: the Isolation Forest takes %u features where %u are "
-                 b"declared", folder, <unsigned int>h.tree[TREE_ISOLATION].features, <unsigned int>h.behaviour_features)
+                 b"declared", folder, <unsigned int>h.tree[TREE_ISOLATION].features,
+                 <unsigned int>h.behaviour_features)
         return -1
     if _tree_open(folder, &h.tree[TREE_XGBOOST], &m.xgboost, err, err_n) != 0 \
             or _tree_open(folder, &h.tree[TREE_FOREST], &m.forest, err, err_n) != 0 \

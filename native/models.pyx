@@ -13,6 +13,7 @@ from native.models cimport (
     or_runtime_magic, tree_predict,
 )
 from native.text cimport TEXT_FEATURES, TEXT_SCHEMA
+from native.windows cimport BEHAVIOUR_SCHEMA
 
 import numpy as np
 
@@ -22,6 +23,7 @@ KINDS = {"float32": 1, "float64": 2}
 LIMITS = {"knots": KNOTS_MAX, "features": TREE_FEATURES_MAX, "library_name_bytes": LIBRARY_NAME_MAX - 1,
           "runtime_bytes": RUNTIME_BYTES_MAX}
 TEXT_SCHEMA_NUMBER = TEXT_SCHEMA
+BEHAVIOUR_SCHEMA_NUMBER = BEHAVIOUR_SCHEMA
 TEXT_FEATURE_COUNT = TEXT_FEATURES
 TEXT_ROW_COUNT = TEXT_ROW
 VERSION = RUNTIME_VERSION

@@ -177,6 +177,9 @@ cdef inline void score_windows(TextScratch *s, const uint8_t *p, uint32_t n, uin
         if start + k >= n:
             return
         start += WINDOW_STRIDE
+        # filler that repeats itself every WINDOW_STRIDE bytes gives the same window again and again
+        while start + WINDOW_BYTES < n and memcmp(p + start, p + start - WINDOW_STRIDE, WINDOW_BYTES) == 0:
+            start += WINDOW_STRIDE
 
 
 cdef inline uint32_t decode_all(TextScratch *s, const uint8_t *p, uint32_t n, uint8_t *dst, bint plus,
@@ -344,7 +347,8 @@ cdef inline void walk_path(TextScratch *s, const uint8_t *p, uint32_t n) noexcep
             if not or_value_class[p[j]] & 1:
                 odd = True
             j += 1
-        if odd and j - i + 1 < n:
+        # a single segment is the path; it is read again only where it hides something in base64
+        if (odd and j - i + 1 < n) or (j - i >= 12 and coded_text(s, p + i, j - i)):
             k = place_index(s, index)
             score_value(s, p + i, j - i, KIND_QUERY, False)
             s.place_n = k
@@ -932,7 +936,7 @@ cdef inline bint pair_like(const uint8_t *p, uint32_t n) noexcept nogil:
 
 cdef inline void walk_body(TextScratch *s, const uint8_t *p, uint32_t n, Slice type) noexcept nogil:
     """Take a body apart by its content type, or by its look where that says nothing."""
-    cdef uint32_t i = 0
+    cdef uint32_t i = 0, k = 0
     cdef Slice mark
     cdef bint form
     if n > s.policy.body_bytes_max:
@@ -951,9 +955,28 @@ cdef inline void walk_body(TextScratch *s, const uint8_t *p, uint32_t n, Slice t
     if n == 0:
         return
     form = contains_nocase(type, "x-www-form-urlencoded", 21)
+    if n > 40 and p[0] == c'-' and p[1] == c'-' and find(p, n, 0, "ontent-", 7) < 300:
+        # multipart whose type got lost: the first line is the boundary
+        mark.p = <const char *>p + 2
+        mark.n = find(p, n, 2, "\n", 1) - 2
+        if mark.n and mark.p[mark.n - 1] == c'\r':
+            mark.n -= 1
+        place_text(s, <const uint8_t *>"form", 4)
+        walk_multipart(s, p, n, mark)
+        return
     if p[0] == c'<' and not form and n > 3 and (xml_name(p[1]) or p[1] == c'?' or p[1] == c'!'):
         place_text(s, <const uint8_t *>"xml", 3)
         walk_xml(s, p, n)
+        return
+    if s.nest == 0 and 40 < n <= pool_room(s) and base64_text(p, n, s.pool + s.pool_n, &k):
+        # the whole body in base64: what it holds is the body
+        s.nest += 1
+        i = s.pool_n
+        s.pool_n += k
+        type.n = 0
+        walk_body(s, s.pool + i, k, type)
+        s.pool_n = i
+        s.nest -= 1
         return
     if json_like(p, n) or (contains_nocase(type, "json", 4) and (p[0] == c'"' or p[0] == c'{' or p[0] == c'[')):
         place_text(s, <const uint8_t *>"json", 4)
@@ -997,6 +1020,14 @@ cdef inline void walk_cookie(TextScratch *s, const uint8_t *p, uint32_t n) noexc
                     leaf(s, p + e + 1, j - e - 1, KIND_COOKIE, False)
                 s.place_n = k
         i = j + 1
+
+
+cdef inline bint coded_text(TextScratch *s, const uint8_t *p, uint32_t n) noexcept nogil:
+    """Text in base64; its padding may be percent-encoded."""
+    cdef uint32_t k
+    while n > 3 and p[n - 3] == c'%' and p[n - 2] == c'3' and (p[n - 1] | 32) == c'd':
+        n -= 3
+    return n <= CHUNK_BYTES and base64_text(p, n, s.buf_b, &k)
 
 
 cdef inline bint plain_word(TextScratch *s, const uint8_t *p, uint32_t n) noexcept nogil:

@@ -60,8 +60,8 @@ def text_schema() -> tuple[int, list[str]]:
 
 def behaviour_schema() -> tuple[int, list[str]]:
     """(number, feature names) of the window features that this build computes."""
-    engine = importlib.import_module("native.engine")
-    return int(engine.BEHAVIOUR_SCHEMA), list(engine.BEHAVIOUR_FEATURE_NAMES)
+    engine, models = importlib.import_module("native.engine"), importlib.import_module("native.models")
+    return int(models.BEHAVIOUR_SCHEMA_NUMBER), list(engine.BEHAVIOUR_FEATURE_NAMES)
 
 
 def schema_hash(number: int, names: list[str]) -> str:

@@ -55,7 +55,10 @@ def behaviour_rows(records: Iterable[Record], progress: Callable[[int], None] | 
 
     Records without a time or without a client are left out and counted: they have no past. A record
     without a label counts as benign."""
-    from native.engine import Arena, Engine
+    from native.engine import ArenaFile, Engine
+
+    from sidecar.config import Settings
+    from sidecar.policy import compile_policy
 
     kept: list[Record] = []
     left_out = 0
@@ -67,22 +70,20 @@ def behaviour_rows(records: Iterable[Record], progress: Callable[[int], None] | 
     kept.sort(key=lambda r: r.ts or 0.0)
     features, labels, classes = [], [], []
     with tempfile.TemporaryDirectory(prefix="outrider-train-") as scratch:
-        arena = Arena.create(str(Path(scratch) / "arena"), clients=262144)
-        try:
-            engine: Any = Engine(arena)
-            for number, r in enumerate(kept):
-                decision = engine.decide(r.method, r.url, r.headers, body=r.body, client=r.client,
-                                         principal=r.principal, ts=r.ts)
-                features.append(np.array(decision.behaviour, np.float32))
-                labels.append(1 if r.label == 1 else 0)
-                classes.append(r.cls or ("attack" if r.label == 1 else "benign"))
-                if r.status is not None:
-                    engine.respond(decision, r.status, response_ms=r.response_ms, ts=r.ts)
-                if progress is not None and number % 512 == 0:
-                    progress(number)
-            del engine
-        finally:
-            arena.close()
+        # the mapping outlives the folder; it goes with its last user
+        arena = ArenaFile.create(str(Path(scratch) / "arena"), clients=262144, key=bytes(16))
+        arena.write_policy(compile_policy(Settings()))
+        engine: Any = Engine(arena, keep_features=True)
+        for number, r in enumerate(kept):
+            decision = engine.decide(r.method, r.url, r.headers, body=r.body, client=r.client,
+                                     principal=r.principal, ts=r.ts)
+            features.append(np.array(decision.behaviour, np.float32))
+            labels.append(1 if r.label == 1 else 0)
+            classes.append(r.cls or ("attack" if r.label == 1 else "benign"))
+            if r.status is not None:
+                engine.respond(decision, r.status, response_ms=r.response_ms, ts=r.ts)
+            if progress is not None and number % 512 == 0:
+                progress(number)
     matrix = np.vstack(features) if features else np.empty((0, 0), np.float32)
     return Rows(matrix, np.asarray(labels, np.int64), classes, left_out)
 

@@ -28,6 +28,7 @@ class TextTrees:
     """Treelite models, float32, one output each: margin and probability."""
     xgboost: Any
     forest: Any
+    importance: Floats            # (features,), share of the gain, mean of both; sums to 1
 
     def predict(self, rows: Floats) -> tuple[Floats, Floats]:
         """(margins (n,), probabilities (n,)) for rows (n, features)."""
@@ -56,14 +57,19 @@ def train(rows: Floats, labels: NDArray[np.integer], weights: Floats, seed: int,
     booster = xgboost.train(
         {"objective": "binary:logistic", "max_depth": XGBOOST["max_depth"], "eta": 0.15,
          "min_child_weight": 5.0, "lambda": 4.0, "subsample": 0.7, "colsample_bytree": 0.7,
-         "tree_method": "hist", "nthread": jobs, "seed": seed, "verbosity": 0, "monotone_constraints": monotone},
+         "tree_method": "hist", "nthread": jobs, "seed": seed, "verbosity": 0,
+         "monotone_constraints": monotone},
         xgboost.DMatrix(rows, labels, weight=weights), XGBOOST["n"])
     # a regressor on 0 and 1 splits as a classifier by Gini does, and has one number per leaf
     forest = RandomForestRegressor(
         **FOREST, max_features=0.33, max_samples=min(1.0, 60_000 / len(rows)), min_samples_leaf=10,
         n_jobs=jobs, random_state=seed).fit(rows, labels.astype(np.float64), sample_weight=weights)
-    return TextTrees(treelite.frontend.from_xgboost(booster),
-                     to_float32(treelite.sklearn.import_model(forest)))
+    gain = np.zeros(rows.shape[1])
+    for name, value in booster.get_score(importance_type="total_gain").items():
+        gain[int(name[1:])] = value
+    gain /= max(gain.sum(), 1e-12)
+    return TextTrees(treelite.frontend.from_xgboost(booster), to_float32(treelite.sklearn.import_model(forest)),
+                     (gain + forest.feature_importances_) / 2)
 
 
 def combine(c: Combination, linear: Floats, xgboost: Floats, forest: Floats) -> Floats:
