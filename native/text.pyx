@@ -22,11 +22,10 @@ from libc.string cimport memcpy
 
 from native.base cimport BODY_NONE, BODY_WHOLE, HEADERS_MAX, Header, Request, Slice, or_now_ns
 from native.decode cimport base64_text, decode_round, fold_text, strip_text
-from native.lexical cimport lexical_features
 from native.ngram cimport tokenize, window_hash
 from native.reasons cimport or_reason_name
 from native.text cimport *
-from native.values cimport score_value, text_name_hash
+from native.leaves cimport score_value, text_name_hash
 
 SCHEMA = TEXT_SCHEMA
 N_TRIGRAMS = TRIGRAMS
