@@ -501,7 +501,8 @@ cdef inline bint plain_literal(const uint8_t *p, uint32_t n) noexcept nogil:
     if n > 40:
         return False
     for i in range(n):
-        if not (or_value_class[p[i]] & 4 or p[i] == c'.' or p[i] == c'-' or p[i] == c'+' or (p[i] | 32) == c'e'):
+        if not (or_value_class[p[i]] & 4 or p[i] == c'.' or p[i] == c'-' or p[i] == c'+'
+                or (p[i] | 32) == c'e'):
             return False
     return True
 
@@ -558,8 +559,8 @@ cdef inline void walk_graphql(TextScratch *s, const uint8_t *p, uint32_t n) noex
             score_value(s, p + i, j - i, KIND_JSON, False)
             i = j
             continue
-        if not (or_value_class[c] & 9 or c == c'{' or c == c'}' or c == c'(' or c == c')' or c == c'[' or c == c']'
-                or c == c':' or c == c'!' or c == c'$' or c == c',' or c == c'@' or c == c'=' or c == c'|'
+        if not (or_value_class[c] & 9 or c == c'{' or c == c'}' or c == c'(' or c == c')' or c == c'['
+                or c == c']' or c == c':' or c == c'!' or c == c'$' or c == c',' or c == c'@' or c == c'=' or c == c'|'
                 or c == c'&'):
             odd = True
         i += 1

@@ -25,11 +25,14 @@ cdef extern from *:
         {"sec-ch-ua", 9, OR_H_FIXED},
         {"connection", 10, OR_H_FIXED}, {"keep-alive", 10, OR_H_FIXED}, {"user-agent", 10, OR_H_AGENT},
         {"traceparent", 11, OR_H_FIXED}, {"content-type", 12, OR_H_FIXED}, {"x-request-id", 12, OR_H_FIXED},
-        {"authorization", 13, OR_H_FIXED}, {"cache-control", 13, OR_H_FIXED}, {"if-none-match", 13, OR_H_FIXED},
-        {"accept-charset", 14, OR_H_FIXED}, {"sec-fetch-site", 14, OR_H_FIXED}, {"sec-fetch-mode", 14, OR_H_FIXED},
-        {"sec-fetch-dest", 14, OR_H_FIXED}, {"sec-fetch-user", 14, OR_H_FIXED}, {"content-length", 14, OR_H_FIXED},
+        {"authorization", 13, OR_H_FIXED}, {"cache-control", 13, OR_H_FIXED},
+        {"if-none-match", 13, OR_H_FIXED}, {"accept-charset", 14, OR_H_FIXED},
+        {"sec-fetch-site", 14, OR_H_FIXED}, {"sec-fetch-mode", 14, OR_H_FIXED},
+        {"sec-fetch-dest", 14, OR_H_FIXED}, {"sec-fetch-user", 14, OR_H_FIXED},
+        {"content-length", 14, OR_H_FIXED},
         {"accept-encoding", 15, OR_H_FIXED}, {"accept-language", 15, OR_H_FIXED},
-        {"content-encoding", 16, OR_H_FIXED}, {"x-requested-with", 16, OR_H_FIXED}, {"sec-ch-ua-mobile", 16, OR_H_FIXED},
+        {"content-encoding", 16, OR_H_FIXED},
+        {"x-requested-with", 16, OR_H_FIXED}, {"sec-ch-ua-mobile", 16, OR_H_FIXED},
         {"x-forwarded-proto", 17, OR_H_FIXED}, {"transfer-encoding", 17, OR_H_FIXED},
         {"if-modified-since", 17, OR_H_FIXED}, {"sec-ch-ua-platform", 18, OR_H_FIXED},
         {"proxy-authorization", 19, OR_H_FIXED}, {"if-unmodified-since", 19, OR_H_FIXED},
@@ -136,7 +139,8 @@ cdef inline void walk_body(TextScratch *s, const uint8_t *p, uint32_t n, Slice t
         s.pool_n = i
         s.nest -= 1
         return
-    if json_like(p, n) or (contains_nocase(type, "json", 4) and (p[0] == c'"' or p[0] == c'{' or p[0] == c'[')):
+    if json_like(p, n) or (contains_nocase(type, "json", 4)
+                           and (p[0] == c'"' or p[0] == c'{' or p[0] == c'[')):
         place_text(s, <const uint8_t *>"json", 4)
         walk_json(s, p, n)
         return

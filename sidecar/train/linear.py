@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 from numpy.typing import NDArray
 
-from native import text as native_text
+from native import text as native_text  # type: ignore[attr-defined,unused-ignore]
 from native import trainer  # type: ignore[attr-defined,unused-ignore]
 from sidecar.train.dataset import Dataset, LabelledRequest, LabelledText, Split, embed, evenly
 
@@ -108,8 +108,9 @@ def _attack_variants(texts: list[LabelledText], fillers: list[str], rng: random.
 
 
 def train_linear(data: Dataset, seed: int = 0, *, epochs: int = 6, rate: float = 0.2,
-                 attack_share: float = 0.2, window_cap: int = 120_000, attack_cap: int = 8000, own_weight: float = 1.0,
-                 splits: tuple[Split, ...] = ("train",), progress: Progress | None = None) -> LinearWeights:
+                 attack_share: float = 0.2, window_cap: int = 120_000, attack_cap: int = 8000,
+                 own_weight: float = 1.0, splits: tuple[Split, ...] = ("train",),
+                 progress: Progress | None = None) -> LinearWeights:
     """AdaGrad logistic regression on the hashed windows of the splits' benign requests, benign texts and
     attack texts. Sources count by the square root of their size; all attacks together weigh
     attack_share of all benign. ValueError where a label has no examples."""
