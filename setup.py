@@ -18,7 +18,7 @@ DIRECTIVES = {
 # -O3 without -march: the same wheel runs on any x86-64 or arm64; kernels that want more
 # choose at run time.
 CFLAGS = ["-O3", "-fno-plt", "-fno-semantic-interposition", "-fvisibility=hidden",
-          "-ffunction-sections", "-fdata-sections", "-Wno-unused-function"]
+          "-ffunction-sections", "-fdata-sections", "-Wno-unused-function", "-Wno-sign-compare"]
 LDFLAGS = ["-Wl,--gc-sections", "-Wl,-z,relro,-z,now"]
 if os.environ.get("OUTRIDER_SANITIZE"):
     flags = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]

@@ -68,7 +68,7 @@ cdef struct Header:
     Slice value
 
 
-cdef enum BodyState:
+cdef enum:                       # BodyState
     BODY_NONE = 0                # there is none, or the host was told not to send it
     BODY_WHOLE = 1
     BODY_PART = 2                # the first part: over the limit, or cut short by the peer
@@ -93,7 +93,7 @@ cdef struct Request:
     int64_t time_us              # us since 1970
 
 
-cdef enum Action:
+cdef enum:                       # Action
     ACTION_ALLOW = 0
     ACTION_TAG = 1
     ACTION_THROTTLE = 2
@@ -101,12 +101,12 @@ cdef enum Action:
     ACTION_BLOCK = 4
 
 
-cdef enum Mode:
+cdef enum:                       # Mode
     MODE_OBSERVE = 0
     MODE_ENFORCE = 1
 
 
-cdef enum Stage:
+cdef enum:                       # Stage
     # in the order in which they run; the names are in native.names
     STAGE_BLOCKLIST = 0
     STAGE_CLIENT = 1             # find or claim the entries, update their windows

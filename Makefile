@@ -1,0 +1,34 @@
+# Outrider. `make` lists what there is.
+OUTRIDER := .venv/bin/outrider
+PYTHON := .venv/bin/python
+DATA ?= $(or $(OUTRIDER_DATA),../shared/data)
+
+.PHONY: help setup run test lint fuzz soak bench default-models docs clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done
+
+setup: ## the environment in .venv, with the command at .venv/bin/outrider
+	@./bootstrap.sh
+
+run: setup ## demo API, Envoy and the sidecar; shows decisions until Ctrl-C
+	@$(OUTRIDER) demo
+
+test: setup ## all tests
+	@$(PYTHON) -m pytest -q
+
+lint: setup ## ruff, mypy and cython-lint
+	@.venv/bin/ruff check . && .venv/bin/mypy && .venv/bin/cython-lint native
+
+bench: setup ## the request pipeline stage by stage, and detection on the measuring data
+	@$(PYTHON) -m bench.pipeline
+	@OUTRIDER_DATA=$(DATA) $(PYTHON) -m bench.detection
+
+default-models: setup ## train the bundle that ships, from the permissively licensed data
+	@OUTRIDER_DATA=$(DATA) $(PYTHON) -m sidecar.train.default
+
+docs: setup ## CONFIGURATION.md and the example from the settings
+	@$(PYTHON) -m sidecar.config.document
+
+clean: ## remove what was built (not .venv)
+	@rm -rf build native/*.c native/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

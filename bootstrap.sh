@@ -1,0 +1,97 @@
+#!/bin/sh
+# Make .venv: find or install what is missing, install the locked packages, build the native core.
+# Quick when nothing changed. Called by the Makefile; may be called by hand.
+set -eu
+cd "$(dirname "$0")"
+
+say() { printf 'outrider setup: %s\n' "$*"; }
+fail() { printf 'outrider setup: %s\n' "$*" >&2; exit 1; }
+
+PYTHON=${PYTHON:-}
+find_python() {
+    for candidate in ${PYTHON:-python3 python3.11 python3.12 python3.13}; do
+        if command -v "$candidate" >/dev/null 2>&1 &&
+            "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then
+            PYTHON=$candidate
+            return 0
+        fi
+    done
+    return 1
+}
+has_venv() { "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null; }
+has_headers() { "$PYTHON" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"))'; }
+has_compiler() { command -v gcc >/dev/null 2>&1; }
+has_libc() { printf '#include <stdlib.h>\nint main(void){return 0;}\n' | gcc -x c -o /dev/null - 2>/dev/null; }
+
+missing() {
+    packages=
+    find_python || packages="$packages python3"
+    if [ -n "${PYTHON:-}" ] && find_python; then
+        has_venv || packages="$packages python3-venv"
+        has_headers || packages="$packages python3-dev"
+    else
+        packages="$packages python3-venv python3-dev"
+    fi
+    has_compiler || packages="$packages gcc"
+    { has_compiler && has_libc; } || packages="$packages libc6-dev"
+    printf '%s' "$packages"
+}
+
+find_python || true
+packages=$(missing)
+if [ -n "$packages" ]; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        say "installing with apt:$packages"
+        apt-get update -qq >/dev/null || fail "apt-get update failed; install by hand:$packages"
+        # shellcheck disable=SC2086
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null ||
+            fail "apt-get install failed; install by hand:$packages"
+    else
+        fail "please install (Debian names):$packages  -- as root: apt-get install$packages"
+    fi
+    find_python || fail "needs Python 3.11 to 3.13; set PYTHON=/path/to/python3.11"
+fi
+
+sum() { cat "$@" 2>/dev/null | sha256sum | cut -d' ' -f1; }
+wanted_packages=$(sum pyproject.toml constraints.txt)
+wanted_core=$(sum setup.py native/*.pyx native/*.pxd)
+have() { cat ".venv/.$1" 2>/dev/null || true; }
+
+if [ "$(have packages)" != "$wanted_packages" ] || [ ! -x .venv/bin/python ]; then
+    say "making .venv with $("$PYTHON" --version)"
+    "$PYTHON" -m venv .venv
+    log=$(mktemp)
+    say "installing packages (a minute or two)"
+    if ! .venv/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt setuptools cython wheel >"$log" 2>&1 ||
+        ! .venv/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt \
+            $(.venv/bin/python - <<'PY'
+import tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+print(*project["dependencies"], *project["optional-dependencies"]["demo"], *project["optional-dependencies"]["dev"])
+PY
+) >>"$log" 2>&1; then
+        cat "$log" >&2
+        rm -f "$log"
+        fail "pip could not install the packages (above); is the package index reachable?"
+    fi
+    rm -f "$log"
+    rm -f .venv/.core
+    printf '%s' "$wanted_packages" >.venv/.packages
+fi
+
+if [ "$(have core)" != "$wanted_core" ]; then
+    say "building the native core (about a minute)"
+    log=$(mktemp)
+    if ! PATH="$PWD/.venv/bin:$PATH" .venv/bin/python setup.py -q build_ext --inplace -j 2 >"$log" 2>&1; then
+        tail -n 40 "$log" >&2
+        fail "the native core did not build; the whole output is in $log"
+    fi
+    rm -f "$log"
+    # the package itself, editable: puts the outrider command into .venv/bin
+    if [ ! -x .venv/bin/outrider ]; then
+        .venv/bin/python -m pip install --disable-pip-version-check -q --no-build-isolation --no-deps \
+            --config-settings editable_mode=compat -e . || fail "could not install the outrider command"
+    fi
+    printf '%s' "$wanted_core" >.venv/.core
+fi
+say "ready: .venv/bin/outrider"

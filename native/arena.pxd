@@ -1,0 +1,418 @@
+"""The arena: one shared-memory file through which the planes talk.
+
+Layout: a header page, then the regions at the offsets that the header states. All integers
+are native-endian: the file never leaves the machine. Whoever opens it checks magic, layout
+version, every region's size and the file's own size before touching anything else.
+"""
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memcpy, memset, strerror
+
+from native.base cimport (
+    Decision, or_add64, or_cas64, or_load64, or_now_ns, or_store64, or_unix_us)
+from native.clients cimport BUCKET_WAYS, Bucket, ClientEntry
+from native.policy cimport ROUTES_MAX, Policy
+
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <sys/mman.h>
+    #include <sys/stat.h>
+    #include <unistd.h>
+    static inline int or_open_rw(const char *path) { return open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW); }
+    static inline int64_t or_file_size(int fd) { struct stat s; return fstat(fd, &s) ? -1 : (int64_t)s.st_size; }
+    static inline void *or_map(int fd, uint64_t n) {
+        void *p = mmap(0, n, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        return p == MAP_FAILED ? 0 : p; }
+    static inline void or_unmap(void *p, uint64_t n) { munmap(p, n); }
+    static inline void or_close(int fd) { close(fd); }
+    """
+    int or_open_rw(const char *path) noexcept nogil
+    int64_t or_file_size(int fd) noexcept nogil
+    void *or_map(int fd, uint64_t n) noexcept nogil
+    void or_unmap(void *p, uint64_t n) noexcept nogil
+    void or_close(int fd) noexcept nogil
+
+cdef enum:
+    ARENA_VERSION = 1
+    ARENA_HEADER_BYTES = 4096
+    CLIENTS_LIMIT = 4194304
+    EVENTS_LIMIT = 1048576
+    BLOCKLIST_LIMIT = 4194304
+    COUNTER_SLOTS_LIMIT = 256
+    BLOCK_PROBES = 16            # a key stands within this many places of its hash
+    EVENT_TEXT_MAX = 768
+    HISTOGRAM_BUCKETS = 16
+    HISTOGRAMS = 7               # one per Stage, then the whole decision
+    MODEL_PATH_MAX = 1024
+
+cdef extern from *:
+    """
+    #define OR_ARENA_MAGIC 0x524544495254554full  /* "OUTRIDER" */
+    /* upper bounds of the latency buckets in ns; the last bucket has none */
+    static const uint64_t or_bounds_ns[15] = {1000, 2000, 5000, 10000, 15000, 25000, 50000, 75000,
+        100000, 250000, 500000, 1000000, 2500000, 5000000, 10000000};
+    """
+    const uint64_t OR_ARENA_MAGIC
+    const uint64_t *or_bounds_ns
+
+cdef enum:                       # Counter
+    COUNT_REQUESTS = 0
+    COUNT_RESPONSES = 1
+    COUNT_ACTION = 2             # five in a row, as decided, by Action
+    COUNT_ENFORCED = 7           # five in a row, as carried out
+    COUNT_SKIPPED = 12           # six in a row, by Stage
+    COUNT_OVERRUNS = 18          # decisions that took longer than their budget
+    COUNT_EVENTS = 19
+    COUNT_EVENTS_DROPPED = 20    # the ring was full
+    COUNT_CLIENTS_CLAIMED = 21
+    COUNT_CLIENTS_EVICTED = 22
+    COUNT_CLIENTS_CONTENDED = 23 # an entry or bucket was held too long; the update was let go
+    COUNT_BODY_PART = 24
+    COUNT_TEXT_CUT = 25          # some limit of the text stage was hit
+    COUNT_HEADERS_DROPPED = 26
+    COUNT_NO_MODELS = 27         # decided without models loaded
+    COUNT_LOCKS_STOLEN = 28      # from a holder that died or slept
+    COUNT_HELD = 29              # refused because of an earlier detection
+    COUNTERS = 32
+
+
+cdef struct CounterSlot:
+    uint64_t value[32]
+    uint64_t histogram[7][16]
+    uint64_t route_action[256][5]
+
+
+cdef struct RegionHead:
+    uint64_t offset
+    uint64_t bytes
+
+
+cdef struct ArenaHeader:
+    uint64_t magic
+    uint32_t version
+    uint32_t header_bytes
+    uint64_t total_bytes
+    uint64_t key[2]              # of this arena's keyed hashes; the file is readable by its owner only
+    int64_t created_us
+    uint32_t clients             # entries; buckets = clients / BUCKET_WAYS
+    uint32_t buckets             # a power of two
+    uint32_t events              # a power of two
+    uint32_t blocklist           # a power of two
+    uint32_t counter_slots
+    uint32_t event_bytes
+    uint32_t policy_bytes
+    uint32_t entry_bytes
+    RegionHead region[8]         # policy, models, buckets, entries, blocklist, events, counters, routes
+    # live fields, each on its own cache line
+    uint64_t pad0[8]
+    uint64_t policy_generation
+    uint64_t pad1[7]
+    uint64_t next_id
+    uint64_t pad2[7]
+    uint64_t next_slot
+    uint64_t pad3[7]
+    uint64_t event_head          # next to be claimed by a writer
+    uint64_t pad4[7]
+    uint64_t event_tail          # next to be read; moved by the reader only
+    uint64_t pad5[7]
+    uint64_t blocked_keys        # 0: the blocklist is empty and need not be looked at
+    uint64_t pad6[7]
+
+
+cdef struct ModelsRegion:
+    uint64_t generation
+    uint8_t hash[32]
+    char path[1024]
+
+
+cdef struct BlockEntry:
+    uint64_t key                 # 0: free; written last, cleared first
+    int64_t expires_us
+    uint8_t action
+    uint8_t origin
+    uint16_t reason
+    uint32_t hits
+
+
+cdef struct RouteStats:
+    # exponentially weighted mean and variance over the route's requests; updates may be lost
+    float rate_mean              # of the callers' requests per minute, log1p
+    float rate_var
+    float size_mean              # of the payload's size, log1p of bytes
+    float size_var
+    float response_mean          # of the response time, log1p of ms
+    float response_var
+    uint64_t requests
+
+
+cdef struct Event:
+    uint64_t sequence            # Vyukov's bounded queue: pos = free, pos + 1 = written
+    uint64_t kind                # 0 decision
+    Decision decision
+    uint8_t address[16]
+    uint8_t has_address
+    uint8_t method_n
+    uint16_t path_n
+    uint16_t agent_n
+    uint16_t authority_n
+    char method[16]
+    char path[256]
+    char agent[128]
+    char authority[64]
+
+
+cdef struct Arena:
+    char *base
+    uint64_t bytes
+    ArenaHeader *head
+    Policy *policy               # two
+    ModelsRegion *models
+    Bucket *buckets
+    ClientEntry *entries
+    BlockEntry *blocklist
+    Event *events
+    CounterSlot *counters
+    RouteStats *routes
+
+
+cdef inline void arena_point(Arena *a, char *base) noexcept nogil:
+    a.base = base
+    a.head = <ArenaHeader *>base
+    a.bytes = a.head.total_bytes
+    a.policy = <Policy *>(base + a.head.region[0].offset)
+    a.models = <ModelsRegion *>(base + a.head.region[1].offset)
+    a.buckets = <Bucket *>(base + a.head.region[2].offset)
+    a.entries = <ClientEntry *>(base + a.head.region[3].offset)
+    a.blocklist = <BlockEntry *>(base + a.head.region[4].offset)
+    a.events = <Event *>(base + a.head.region[5].offset)
+    a.counters = <CounterSlot *>(base + a.head.region[6].offset)
+    a.routes = <RouteStats *>(base + a.head.region[7].offset)
+
+
+cdef inline uint64_t arena_lay_out(ArenaHeader *h) noexcept nogil:
+    """Fill in sizes and offsets from the four counts; returns the file's size in bytes."""
+    cdef uint64_t size[8]
+    cdef uint64_t at = ARENA_HEADER_BYTES
+    cdef int i
+    h.magic = OR_ARENA_MAGIC
+    h.version = ARENA_VERSION
+    h.header_bytes = ARENA_HEADER_BYTES
+    h.policy_bytes = sizeof(Policy)
+    h.event_bytes = sizeof(Event)
+    h.entry_bytes = sizeof(ClientEntry)
+    size[0] = 2 * sizeof(Policy)
+    size[1] = sizeof(ModelsRegion)
+    size[2] = <uint64_t>h.buckets * sizeof(Bucket)
+    size[3] = <uint64_t>h.buckets * BUCKET_WAYS * sizeof(ClientEntry)
+    size[4] = <uint64_t>h.blocklist * sizeof(BlockEntry)
+    size[5] = <uint64_t>h.events * sizeof(Event)
+    size[6] = <uint64_t>h.counter_slots * sizeof(CounterSlot)
+    size[7] = ROUTES_MAX * sizeof(RouteStats)
+    for i in range(8):
+        h.region[i].offset = at
+        h.region[i].bytes = size[i]
+        at += (size[i] + 4095) & ~<uint64_t>4095
+    h.total_bytes = at
+    return at
+
+
+cdef inline bint power_of_two(uint64_t n) noexcept nogil:
+    return n != 0 and (n & (n - 1)) == 0
+
+
+cdef inline int arena_check(const ArenaHeader *h, int64_t file_bytes, char *err, size_t err_n) noexcept nogil:
+    """0 if this header describes an arena of this build in a file of that size, else -1 with the
+    reason in err."""
+    cdef ArenaHeader want
+    cdef int i
+    if file_bytes < ARENA_HEADER_BYTES:
+        snprintf(err, err_n, "the file has %lld bytes, too short for an arena's header", <long long>file_bytes)
+        return -1
+    if h.magic != OR_ARENA_MAGIC:
+        snprintf(err, err_n, "wrong magic number: this is not an Outrider arena")
+        return -1
+    if h.version != ARENA_VERSION:
+        snprintf(err, err_n, "layout version %u, this build reads version %u", h.version, <unsigned>ARENA_VERSION)
+        return -1
+    if (h.header_bytes != ARENA_HEADER_BYTES or h.clients != h.buckets * BUCKET_WAYS
+            or h.buckets == 0 or h.buckets > CLIENTS_LIMIT or not power_of_two(h.buckets)
+            or h.events > EVENTS_LIMIT or not power_of_two(h.events)
+            or h.blocklist > BLOCKLIST_LIMIT or not power_of_two(h.blocklist)
+            or h.counter_slots == 0 or h.counter_slots > COUNTER_SLOTS_LIMIT):
+        snprintf(err, err_n, "a count in the header is out of range")
+        return -1
+    memset(&want, 0, sizeof(want))
+    want.buckets = h.buckets
+    want.events = h.events
+    want.blocklist = h.blocklist
+    want.counter_slots = h.counter_slots
+    arena_lay_out(&want)
+    if (want.policy_bytes != h.policy_bytes or want.event_bytes != h.event_bytes
+            or want.entry_bytes != h.entry_bytes):
+        snprintf(err, err_n, "record sizes differ from this build's (policy %u/%u, event %u/%u, client %u/%u bytes)",
+                 h.policy_bytes, want.policy_bytes, h.event_bytes, want.event_bytes,
+                 h.entry_bytes, want.entry_bytes)
+        return -1
+    for i in range(8):
+        if want.region[i].offset != h.region[i].offset or want.region[i].bytes != h.region[i].bytes:
+            snprintf(err, err_n, "region %d is not where its counts say", i)
+            return -1
+    if want.total_bytes != h.total_bytes or <uint64_t>file_bytes != h.total_bytes:
+        snprintf(err, err_n, "size mismatch: the file has %lld bytes, its header says %llu",
+                 <long long>file_bytes, <unsigned long long>h.total_bytes)
+        return -1
+    return 0
+
+
+cdef inline int arena_open(const char *path, Arena *a, char *err, size_t err_n) noexcept nogil:
+    """Map an existing arena. 0, or -1 with the reason in err; a is untouched then."""
+    cdef int fd = or_open_rw(path)
+    cdef int64_t n
+    cdef void *page
+    cdef int ok
+    if fd < 0:
+        snprintf(err, err_n, "cannot open: %s", strerror(errno))
+        return -1
+    n = or_file_size(fd)
+    if n < ARENA_HEADER_BYTES:
+        snprintf(err, err_n, "the file has %lld bytes, too short for an arena's header", <long long>n)
+        or_close(fd)
+        return -1
+    page = or_map(fd, ARENA_HEADER_BYTES)
+    if page == NULL:
+        snprintf(err, err_n, "cannot map: %s", strerror(errno))
+        or_close(fd)
+        return -1
+    ok = arena_check(<ArenaHeader *>page, n, err, err_n)
+    or_unmap(page, ARENA_HEADER_BYTES)
+    if ok != 0:
+        or_close(fd)
+        return -1
+    page = or_map(fd, <uint64_t>n)
+    or_close(fd)
+    if page == NULL:
+        snprintf(err, err_n, "cannot map %lld bytes: %s", <long long>n, strerror(errno))
+        return -1
+    arena_point(a, <char *>page)
+    return 0
+
+
+cdef inline void arena_close(Arena *a) noexcept nogil:
+    if a.base != NULL:
+        or_unmap(a.base, a.bytes)
+        a.base = NULL
+
+
+cdef inline int bucket_of_ns(uint64_t ns) noexcept nogil:
+    cdef int i = 0
+    while i < HISTOGRAM_BUCKETS - 1 and ns > or_bounds_ns[i]:
+        i += 1
+    return i
+
+
+# -- blocklist: exact keys -------------------------------------------------------------------
+
+cdef inline const BlockEntry *block_find(const Arena *a, uint64_t key, int64_t now_us) noexcept nogil:
+    """The entry of this client key that has not expired, or NULL."""
+    cdef uint64_t mask = a.head.blocklist - 1
+    cdef uint64_t at = (key >> 32) & mask   # the lowest bit of a key is always set
+    cdef int i
+    cdef const BlockEntry *e
+    for i in range(BLOCK_PROBES):
+        e = &a.blocklist[(at + i) & mask]
+        if or_load64(&e.key) == key:
+            return e if e.expires_us > now_us else NULL
+    return NULL
+
+
+cdef inline int block_put(Arena *a, uint64_t key, int64_t expires_us, uint8_t action, uint16_t reason,
+                          int64_t now_us) noexcept nogil:
+    """Add or renew (control plane only: one writer). 0, or -1 where all places are taken by
+    entries that have not expired."""
+    cdef uint64_t mask = a.head.blocklist - 1
+    cdef uint64_t at = (key >> 32) & mask   # the lowest bit of a key is always set
+    cdef int i
+    cdef BlockEntry *e
+    cdef BlockEntry *free_ = NULL
+    for i in range(BLOCK_PROBES):
+        e = &a.blocklist[(at + i) & mask]
+        if e.key == key:
+            e.action = action
+            e.reason = reason
+            e.expires_us = expires_us
+            return 0
+        if free_ == NULL and (e.key == 0 or e.expires_us <= now_us):
+            free_ = e
+    if free_ == NULL:
+        return -1
+    if free_.key == 0:
+        or_add64(&a.head.blocked_keys, 1)
+    or_store64(&free_.key, 0)
+    free_.expires_us = expires_us
+    free_.action = action
+    free_.reason = reason
+    free_.hits = 0
+    or_store64(&free_.key, key)
+    return 0
+
+
+cdef inline bint block_drop(Arena *a, uint64_t key) noexcept nogil:
+    cdef uint64_t mask = a.head.blocklist - 1
+    cdef uint64_t at = (key >> 32) & mask   # the lowest bit of a key is always set
+    cdef int i
+    for i in range(BLOCK_PROBES):
+        if a.blocklist[(at + i) & mask].key == key:
+            or_store64(&a.blocklist[(at + i) & mask].key, 0)
+            or_add64(&a.head.blocked_keys, <uint64_t>-1)
+            return True
+    return False
+
+
+# -- events: a bounded queue of many writers and one reader (Vyukov) -----------------------------
+
+cdef inline void events_init(Arena *a) noexcept nogil:
+    cdef uint64_t i
+    for i in range(a.head.events):
+        a.events[i].sequence = i
+    a.head.event_head = 0
+    a.head.event_tail = 0
+
+
+cdef inline Event *event_claim(Arena *a, uint64_t *position) noexcept nogil:
+    """A slot to fill, or NULL when the ring is full (the caller counts that and goes on)."""
+    cdef uint64_t pos = or_load64(&a.head.event_head)
+    cdef uint64_t seq
+    cdef Event *e
+    cdef int tries
+    for tries in range(64):
+        e = &a.events[pos & (a.head.events - 1)]
+        seq = or_load64(&e.sequence)
+        if seq == pos:
+            if or_cas64(&a.head.event_head, pos, pos + 1):
+                position[0] = pos
+                return e
+        elif <int64_t>(seq - pos) < 0:
+            return NULL
+        pos = or_load64(&a.head.event_head)
+    return NULL
+
+
+cdef inline bint event_publish(Event *e, uint64_t position) noexcept nogil:
+    """False where the reader has given the slot up meanwhile (this writer slept for long)."""
+    return or_cas64(&e.sequence, position, position + 1)
+
+
+cdef inline Event *event_peek(Arena *a) noexcept nogil:
+    """The oldest event, or NULL where there is none or it is still being written."""
+    cdef uint64_t pos = a.head.event_tail
+    cdef Event *e = &a.events[pos & (a.head.events - 1)]
+    return e if or_load64(&e.sequence) == pos + 1 else NULL
+
+
+cdef inline void event_release(Arena *a) noexcept nogil:
+    """Free the slot that event_peek returned (or one given up: its writer died)."""
+    cdef uint64_t pos = a.head.event_tail
+    or_store64(&a.events[pos & (a.head.events - 1)].sequence, pos + a.head.events)
+    or_store64(&a.head.event_tail, pos + 1)

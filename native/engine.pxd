@@ -1,0 +1,616 @@
+"""One request's way: `worker_decide`, read top to bottom.
+
+A Worker is what one thread needs to decide: the arena, its own copy of the policy, the models
+in use and scratch memory. Nothing here allocates, waits or raises.
+"""
+from libc.math cimport NAN
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from native.arena cimport *
+from native.base cimport *
+from native.clients cimport *
+from native.identity cimport TOKEN_MAX, address_key, principal_of
+from native.models cimport (
+    ModelSet, TreeScratch, models_behaviour_score, models_text_score, tree_predict, tree_predict_text)
+from native.policy cimport *
+from native.reasons cimport *
+from native.text cimport TextResult, TextScratch, text_score
+from native.windows cimport *
+
+cdef enum:
+    TICKET_LOGIN = 1             # bits of Decision.spare, for the response half
+    TICKET_STRICT_LOGIN = 2
+    TICKET_OBJECT = 4
+
+
+cdef struct ModelSlot:
+    ModelSet *current            # swapped by the control plane; read through worker_models
+
+
+cdef struct Worker:
+    Arena *arena
+    ModelSlot *slot
+    ModelSet *in_use             # what this worker scores with now; the swapper waits for it to change
+    CounterSlot *counters
+    uint64_t policy_generation
+    uint64_t random
+    float stage_ns[6]            # running mean cost of each stage
+    float text_ns_per_byte
+    uint32_t since_stage_run[6]  # decisions since a stage last ran: its estimate is aged when starved
+    float behaviour[32]          # the last row, for training and for people
+    TreeScratch trees
+    TextScratch text
+    TextResult found
+    char token[4096]
+    Policy policy
+
+
+cdef inline void count(Worker *w, int what, uint64_t n) noexcept nogil:
+    or_add64(&w.counters.value[what], n)
+
+
+cdef inline bint worker_refresh(Worker *w) noexcept nogil:
+    """Take over a new policy, if there is one. False while there never was any."""
+    cdef uint64_t g = or_load64(&w.arena.head.policy_generation)
+    cdef int tries
+    if g == w.policy_generation:
+        return g != 0
+    for tries in range(8):
+        memcpy(&w.policy, &w.arena.policy[g & 1], sizeof(Policy))
+        or_fence_acquire()
+        if or_load64(&w.arena.head.policy_generation) == g and w.policy.generation == g:
+            w.policy_generation = g
+            return True
+        g = or_load64(&w.arena.head.policy_generation)
+    # the writer is faster than we copy: go on with the old one, whole, at the next request;
+    # a torn copy must not be used
+    w.policy_generation = 0
+    return False
+
+
+cdef inline ModelSet *worker_models(Worker *w) noexcept nogil:
+    """The current models, marked as in use (a hazard pointer: write, then look again)."""
+    cdef ModelSet *m
+    cdef int tries
+    for tries in range(16):
+        m = <ModelSet *>or_load64(<uint64_t *>&w.slot.current)
+        or_store64(<uint64_t *>&w.in_use, <uint64_t>m)
+        or_fence_full()
+        if <ModelSet *>or_load64(<uint64_t *>&w.slot.current) == m:
+            return m
+    or_store64(<uint64_t *>&w.in_use, 0)
+    return NULL
+
+
+cdef inline void worker_models_done(Worker *w) noexcept nogil:
+    or_store64(<uint64_t *>&w.in_use, 0)
+
+
+cdef extern from *:
+    """
+    static inline void or_fence_full(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+    """
+    void or_fence_full() noexcept nogil
+
+
+# -- behaviour ---------------------------------------------------------------------------------
+
+cdef struct Finding:
+    uint8_t kind                 # DetectorKind
+    uint8_t action
+    uint16_t reason              # 0: nothing found
+    float value                  # what a person is told (a count)
+    float strength               # >= 1: value by threshold
+
+
+cdef inline void found(Finding *f, const Detector *d, int kind, int reason, float value, float strength) noexcept nogil:
+    if f.reason and (f.action > d.action or (f.action == d.action and f.strength >= strength)):
+        return
+    f.kind = <uint8_t>kind
+    f.action = d.action
+    f.reason = <uint16_t>reason
+    f.value = value
+    f.strength = strength
+
+
+cdef inline void detect(const Policy *p, const ClientEntry *e, int64_t t, bint principal, Finding *f) noexcept nogil:
+    """The named detectors on one client's windows. Each has a count from which it speaks and the
+    share of the client's traffic that must be so: a busy office behind one address makes some
+    failures, an attacker makes little else."""
+    cdef const Detector *d
+    cdef float requests, fails, logins, n, share, objects, distinct
+    cdef int w
+    # objects first: where refusals come from walking through ids, that is the better name
+    d = &p.detector[DETECT_ENUMERATION]
+    if d.enabled:
+        w = d.window
+        objects = window_value(&e.window[w], w, Q_OBJECTS, t)
+        if objects >= 0.5 * d.count:
+            distinct = sketch_count(&e.sketch[SKETCH_OBJECTS])
+            share = ratio(window_value(&e.window[w], w, Q_OBJECTS_REFUSED, t), objects)
+            requests = window_value(&e.window[w], w, Q_REQUESTS, t)
+            if e.step_run >= d.count:
+                found(f, d, DETECT_ENUMERATION, REASON_OBJECT_ENUMERATION, e.step_run + 1.0, e.step_run / d.count)
+            elif distinct >= 0.6 * d.count and share >= d.share:
+                found(f, d, DETECT_ENUMERATION, REASON_OBJECT_ENUMERATION, distinct, 1 + share)
+            elif (distinct >= 1.6 * d.count and objects >= 0.95 * requests and distinct >= 0.9 * objects
+                    and templates_count(e) <= 2.1
+                    # every one of them answered: somebody who is logged in has no reason for that, but of
+                    # the nameless a patient one may be a search engine
+                    and (principal or sketch_count(&e.sketch[SKETCH_IDENTITIES]) > 0
+                         or window_value(&e.window[WINDOW_60S], WINDOW_60S, Q_REQUESTS, t) >= d.count)):
+                found(f, d, DETECT_ENUMERATION, REASON_OBJECT_ENUMERATION, distinct, distinct / d.count)
+    d = &p.detector[DETECT_CREDENTIAL_STUFFING]
+    if d.enabled:
+        w = d.window
+        fails = window_value(&e.window[w], w, Q_LOGIN_FAILURES, t)
+        if fails >= 0.5 * d.count:
+            n = sketch_count(&e.sketch[SKETCH_IDENTITIES])
+            if n >= d.count and fails >= d.share * window_value(&e.window[w], w, Q_LOGINS, t):
+                found(f, d, DETECT_CREDENTIAL_STUFFING, REASON_CREDENTIAL_STUFFING, n, n / d.count)
+    d = &p.detector[DETECT_BRUTE_FORCE]
+    if d.enabled:
+        w = d.window
+        fails = window_value(&e.window[w], w, Q_LOGIN_FAILURES, t)
+        logins = window_value(&e.window[w], w, Q_LOGINS, t)
+        requests = window_value(&e.window[w], w, Q_REQUESTS, t)
+        if fails >= d.count and fails >= d.share * logins:
+            found(f, d, DETECT_BRUTE_FORCE, REASON_BRUTE_FORCE, fails, fails / d.count)
+        elif e.fail_streak >= 1.5 * d.count:
+            found(f, d, DETECT_BRUTE_FORCE, REASON_BRUTE_FORCE, e.fail_streak, e.fail_streak / (1.5 * d.count))
+        elif logins >= 2 * d.count and logins >= d.share * requests:
+            # the API answers failed logins with 200: only their number speaks
+            found(f, d, DETECT_BRUTE_FORCE, REASON_BRUTE_FORCE, logins, logins / (2 * d.count))
+        else:
+            n = window_value(&e.window[w], w, Q_DENIED, t)
+            if n >= 2 * d.count and n >= 0.9 * requests and sketch_count(&e.sketch[SKETCH_PATHS]) <= 3.5:
+                found(f, d, DETECT_BRUTE_FORCE, REASON_BRUTE_FORCE, n, n / (2 * d.count))
+    d = &p.detector[DETECT_SCANNING]
+    if d.enabled:
+        w = d.window
+        n = window_value(&e.window[w], w, Q_MISSING, t)
+        if n >= d.count and n >= d.share * window_value(&e.window[w], w, Q_REQUESTS, t):
+            distinct = sketch_count(&e.sketch[SKETCH_PATHS])
+            if distinct >= 0.7 * d.count:
+                found(f, d, DETECT_SCANNING, REASON_SCANNING, n, n / d.count)
+    d = &p.detector[DETECT_FLOOD]
+    if d.enabled:
+        w = d.window
+        n = window_value(&e.window[w], w, Q_REQUESTS, t)
+        if n >= d.count:
+            found(f, d, DETECT_FLOOD, REASON_REQUEST_FLOOD, n, n / d.count)
+
+
+cdef inline void hold(ClientEntry *e, const Policy *p, const Finding *f, int64_t t) noexcept nogil:
+    """Keep refusing the client for a while: what it is refused doesn't reach the service any more,
+    so its windows alone would soon look innocent."""
+    if f.reason == 0 or f.kind == DETECT_FLOOD or p.hold_us <= 0:
+        return
+    e.held_until_us = t + p.hold_us
+    e.held_action = f.action
+    e.held_reason = f.reason
+    e.held_kind = f.kind
+    e.held_value = f.value
+
+
+cdef inline void held(const ClientEntry *e, const Policy *p, int64_t t, Finding *f) noexcept nogil:
+    if e.held_until_us > t and e.held_until_us <= t + p.hold_us and e.held_kind < DETECTORS:
+        found(f, &p.detector[e.held_kind], e.held_kind, e.held_reason, e.held_value, 1.0)
+
+
+cdef inline float finding_score(const RoutePolicy *route, const Finding *f) noexcept nogil:
+    """On the common scale: at least the threshold of the action asked for, below the next one's."""
+    cdef float low, high = 1.0
+    cdef int a
+    low = route.threshold[f.action]
+    if low > 1:
+        low = 0.9 if f.action == ACTION_BLOCK else 0.8 if f.action >= ACTION_THROTTLE else 0.5
+    for a in range(f.action + 1, ACTION_BLOCK + 1):
+        if low < route.threshold[a] < high:
+            high = route.threshold[a]
+    return low + (high - low) * (1 - 1 / f.strength) * 0.999 if f.strength > 1 else low
+
+
+# -- the decision ------------------------------------------------------------------------------
+
+cdef inline void add_reason(Decision *d, int reason, float value) noexcept nogil:
+    if d.n_reasons < REASONS_MAX:
+        d.reason[d.n_reasons] = <uint16_t>reason
+        d.reason_value[d.n_reasons] = value
+        d.n_reasons += 1
+
+
+cdef inline void write_event(Worker *w, const Request *r, const Decision *d) noexcept nogil:
+    cdef uint64_t position
+    cdef uint32_t i, n
+    cdef Event *e = event_claim(w.arena, &position)
+    if e == NULL:
+        count(w, COUNT_EVENTS_DROPPED, 1)
+        return
+    memcpy(&e.decision, d, sizeof(Decision))
+    e.kind = 0
+    e.has_address = r.has_address
+    memcpy(e.address, r.address, 16)
+    n = r.method.n if r.method.n < 16 else 16
+    memcpy(e.method, r.method.p, n)
+    e.method_n = <uint8_t>n
+    n = r.path.n if r.path.n < 256 else 256
+    memcpy(e.path, r.path.p, n)
+    e.path_n = <uint16_t>n
+    n = r.authority.n if r.authority.n < 64 else 64
+    memcpy(e.authority, r.authority.p, n)
+    e.authority_n = <uint16_t>n
+    e.agent_n = 0
+    for i in range(r.n_headers):
+        if r.headers[i].name.n == 10 and memcmp(r.headers[i].name.p, b"user-agent", 10) == 0:
+            n = r.headers[i].value.n if r.headers[i].value.n < 128 else 128
+            memcpy(e.agent, r.headers[i].value.p, n)
+            e.agent_n = <uint16_t>n
+            break
+    event_publish(e, position)
+    count(w, COUNT_EVENTS, 1)
+
+
+cdef inline float next_random(Worker *w) noexcept nogil:
+    """Uniform in [0, 1), xorshift64*: for sampling only."""
+    w.random ^= w.random >> 12
+    w.random ^= w.random << 25
+    w.random ^= w.random >> 27
+    return <float>((w.random * <uint64_t>2685821657736338717u) >> 40) / 16777216.0
+
+
+cdef inline void finish(Worker *w, const Request *r, Decision *d, uint64_t start_ns) noexcept nogil:
+    """What is carried out, the counters, and the event."""
+    cdef int i
+    d.enforced = d.action
+    if d.mode == MODE_OBSERVE and d.action > ACTION_TAG:
+        d.enforced = ACTION_TAG
+    d.retry_after_s = w.policy.retry_after_s if d.enforced == ACTION_THROTTLE else 0
+    d.spent_ns = <uint32_t>(or_now_ns() - start_ns)
+    count(w, COUNT_REQUESTS, 1)
+    count(w, COUNT_ACTION + d.action, 1)
+    count(w, COUNT_ENFORCED + d.enforced, 1)
+    or_add64(&w.counters.route_action[d.route & 255][d.action], 1)
+    if d.skipped:
+        for i in range(STAGES):
+            if d.skipped & (<uint32_t>1 << i):
+                count(w, COUNT_SKIPPED + i, 1)
+    if d.budget_us and d.spent_ns > d.budget_us * <uint64_t>1000:
+        count(w, COUNT_OVERRUNS, 1)
+    for i in range(STAGES):
+        if d.stage_ns[i]:
+            or_add64(&w.counters.histogram[i][bucket_of_ns(d.stage_ns[i])], 1)
+    or_add64(&w.counters.histogram[STAGES][bucket_of_ns(d.spent_ns)], 1)
+    if d.action != ACTION_ALLOW or w.policy.allow_sample >= 1 or next_random(w) < w.policy.allow_sample:
+        write_event(w, r, d)
+
+
+cdef inline uint64_t stage_done(Worker *w, Decision *d, int stage, uint64_t since_ns) noexcept nogil:
+    cdef uint64_t now = or_now_ns()
+    cdef uint64_t ns = now - since_ns
+    if ns > 4000000000u:
+        ns = 4000000000u
+    d.stage_ns[stage] = <uint32_t>ns | 1          # 0 means: did not run
+    # an outlier (the thread was scheduled away) must not shut a stage off for long
+    w.stage_ns[stage] += 0.05 * ((<float>ns if ns < 200000 else <float>200000) - w.stage_ns[stage])
+    w.since_stage_run[stage] = 0
+    return now
+
+
+cdef inline uint32_t plan_skips(Worker *w, uint32_t todo, uint64_t now_ns, uint64_t deadline_ns,
+                                uint32_t text_bytes) noexcept nogil:
+    """Which of the stages still to do must give way so that the rest fits before the deadline:
+    bits of Stage, in the policy's order."""
+    cdef float left = <float>(deadline_ns - now_ns) if deadline_ns > now_ns else 0.0
+    cdef float need = 0
+    cdef float cost[6]
+    cdef uint32_t skip = 0
+    cdef int i, stage
+    for i in range(STAGES):
+        cost[i] = 0
+        if todo & (<uint32_t>1 << i):
+            cost[i] = w.text_ns_per_byte * text_bytes if i == STAGE_TEXT else w.stage_ns[i]
+            need += cost[i]
+    for i in range(w.policy.n_skip):
+        if need <= left:
+            break
+        stage = w.policy.skip[i]
+        if stage < STAGES and todo & (<uint32_t>1 << stage) and not skip & (<uint32_t>1 << stage):
+            if stage == STAGE_TEXT and left > 4000 and cost[STAGE_TEXT] > left:
+                # part of the text is better than none: it stops by itself at the deadline
+                need = need - cost[STAGE_TEXT]
+                continue
+            skip |= <uint32_t>1 << stage
+            need -= cost[stage]
+            w.since_stage_run[stage] += 1
+            if w.since_stage_run[stage] > 1000:
+                # nothing runs, so nothing is measured: forget slowly, then try again
+                w.stage_ns[stage] *= 0.5
+                w.text_ns_per_byte *= 0.5
+                w.since_stage_run[stage] = 0
+    if skip & (<uint32_t>1 << STAGE_TEXT):
+        # without values there is nothing to describe
+        skip |= todo & ((<uint32_t>1 << STAGE_XGBOOST) | (<uint32_t>1 << STAGE_FOREST))
+    return skip
+
+
+cdef inline bint look_at_client(Worker *w, const Request *r, const Shape *shape, ClientEntry *by_address,
+                                ClientEntry *by_principal, const Decision *d, Finding *f) noexcept nogil:
+    """Detectors on both entries, the row for the Isolation Forest from the principal's where there
+    is one: an address may be an office. True where there is a row. Both entries are locked."""
+    cdef RouteStats *route = &w.arena.routes[d.route]
+    cdef ClientEntry *e
+    cdef Finding fresh
+    memset(&fresh, 0, sizeof(fresh))
+    if by_address != NULL:
+        held(by_address, &w.policy, r.time_us, f)
+        detect(&w.policy, by_address, r.time_us, False, &fresh)
+        hold(by_address, &w.policy, &fresh, r.time_us)
+        if fresh.reason:
+            found(f, &w.policy.detector[fresh.kind], fresh.kind, fresh.reason, fresh.value, fresh.strength)
+    if by_principal != NULL:
+        held(by_principal, &w.policy, r.time_us, f)
+        memset(&fresh, 0, sizeof(fresh))
+        detect(&w.policy, by_principal, r.time_us, True, &fresh)
+        hold(by_principal, &w.policy, &fresh, r.time_us)
+        if fresh.reason:
+            found(f, &w.policy.detector[fresh.kind], fresh.kind, fresh.reason, fresh.value, fresh.strength)
+    e = by_principal if by_principal != NULL else by_address
+    if e == NULL:
+        return False
+    entry_features(e, route, shape, r.time_us, w.behaviour)
+    ewma(&route.rate_mean, &route.rate_var, w.behaviour[2], 0.001)
+    ewma(&route.size_mean, &route.size_var, shape.size, 0.001)
+    route.requests += 1
+    return True
+
+
+cdef inline ClientEntry *take_client(Worker *w, uint64_t key, int64_t t, uint32_t *slot, uint32_t *mine) noexcept nogil:
+    cdef int how
+    cdef ClientEntry *e = client_take(w.arena.buckets, w.arena.entries, w.arena.head.buckets, key, t,
+                                      slot, mine, &how)
+    if how:
+        if how & 1:
+            count(w, COUNT_CLIENTS_CLAIMED, 1)
+        if how & 2:
+            count(w, COUNT_CLIENTS_EVICTED, 1)
+        if how & 4:
+            count(w, COUNT_LOCKS_STOLEN, 1)
+        if how & 8:
+            count(w, COUNT_CLIENTS_CONTENDED, 1)
+    if e == NULL:
+        slot[0] = 0
+    return e
+
+
+cdef inline int action_of(const RoutePolicy *route, float score, int most) noexcept nogil:
+    """The strongest action whose threshold the score reaches, up to most."""
+    cdef int a = most
+    while a > ACTION_ALLOW:
+        if score >= route.threshold[a]:
+            return a
+        a -= 1
+    return ACTION_ALLOW
+
+
+cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogil:
+    """From a request to a decision. Fills all of d."""
+    cdef uint64_t start = or_now_ns(), now = start, deadline = <uint64_t>-1
+    cdef const RoutePolicy *route
+    cdef const BlockEntry *block
+    cdef ModelSet *models
+    cdef ClientEntry *by_address = NULL
+    cdef ClientEntry *by_principal = NULL
+    cdef uint32_t lock_address = 0, lock_principal = 0, todo, skip, bytes
+    cdef Shape shape
+    cdef Finding f
+    cdef float unusual = 0, xgboost = NAN, forest = NAN
+    cdef int at, action
+    cdef bint allow_listed = False, has_row
+
+    memset(d, 0, sizeof(Decision))
+    memset(&f, 0, sizeof(f))
+    d.raw_linear = d.raw_xgboost = d.raw_forest = d.raw_isolation = NAN
+    d.id = or_add64(&w.arena.head.next_id, 1)
+    d.time_us = r.time_us
+    d.body_state = r.body_state
+    if not worker_refresh(w):
+        finish(w, r, d, start)                    # no policy yet: allowed, and counted
+        return
+
+    # 1. the route and who is asking
+    d.route = find_route(&w.policy, r)
+    route = &w.policy.route[d.route]
+    d.mode = route.mode
+    d.budget_us = route.budget_us
+    if route.budget_us:
+        deadline = start + route.budget_us * <uint64_t>1000
+    if r.client_key == 0 and r.has_address:
+        r.client_key = address_key(r.address, w.arena.head.key)
+    if r.principal_key == 0 and w.policy.n_principals:
+        r.principal_key = principal_of(r, &w.policy, w.arena.head.key, w.token)
+    d.client_key = r.client_key
+    d.principal_key = r.principal_key
+    if route.exempt:
+        add_reason(d, REASON_EXEMPT_ROUTE, 0)
+        finish(w, r, d, start)
+        return
+
+    # 2. the lists: a hit ends here
+    if w.policy.n_ranges and r.has_address:
+        at = find_range(&w.policy, r.address)
+        if at >= 0 and w.policy.range[at].action == ACTION_ALLOW:
+            allow_listed = True
+        elif at >= 0:
+            d.action = w.policy.range[at].action
+            d.score = 1
+            add_reason(d, REASON_BLOCKED_RANGE, 0)
+    if not allow_listed and d.action == 0 and or_load64(&w.arena.head.blocked_keys):
+        block = block_find(w.arena, r.client_key, r.time_us) if r.client_key else NULL
+        if block == NULL and r.principal_key:
+            block = block_find(w.arena, r.principal_key, r.time_us)
+        if block != NULL:
+            d.action = block.action
+            d.score = 1
+            add_reason(d, block.reason if block.reason else REASON_BLOCKED_ADDRESS,
+                       <float>(block.expires_us - r.time_us) * 1e-6)
+    now = stage_done(w, d, STAGE_BLOCKLIST, start)
+    if d.action != ACTION_ALLOW:
+        finish(w, r, d, start)
+        return
+
+    # 3. the client's entries: windows of address and principal. Locked until the features are
+    #    read, some hundred ns
+    shape_of(r, route.login, &shape)
+    d.path_hash = shape.path_hash
+    d.spare = ((TICKET_LOGIN if shape.is_login else 0) | (TICKET_STRICT_LOGIN if shape.is_strict_login else 0)
+               | (TICKET_OBJECT if shape.template_hash else 0))
+    if r.client_key:
+        by_address = take_client(w, r.client_key, r.time_us, &d.client_slot, &lock_address)
+        if by_address != NULL:
+            entry_request(by_address, &shape, r.time_us, r.principal_key)
+    if r.principal_key and r.principal_key != r.client_key:
+        by_principal = take_client(w, r.principal_key, r.time_us, &d.principal_slot, &lock_principal)
+        if by_principal != NULL:
+            entry_request(by_principal, &shape, r.time_us, 0)
+    now = stage_done(w, d, STAGE_CLIENT, now)
+
+    # 4. numeric side
+    models = worker_models(w)
+    if models == NULL:
+        count(w, COUNT_NO_MODELS, 1)
+    todo = 1 << STAGE_BEHAVIOUR
+    if models != NULL and models.has_text:
+        todo |= (1 << STAGE_TEXT) | (1 << STAGE_XGBOOST) | (1 << STAGE_FOREST)
+    bytes = r.path.n + r.query.n + 64 * r.n_headers
+    bytes += r.body.n if r.body.n < w.policy.text.body_bytes_max else w.policy.text.body_bytes_max
+    skip = plan_skips(w, todo, now, deadline, bytes) if route.budget_us else 0
+    has_row = False
+    if not skip & (1 << STAGE_BEHAVIOUR):
+        has_row = look_at_client(w, r, &shape, by_address, by_principal, d, &f)
+    if by_address != NULL:
+        entry_unlock(by_address, lock_address)
+    if by_principal != NULL:
+        entry_unlock(by_principal, lock_principal)
+    if not skip & (1 << STAGE_BEHAVIOUR):
+        if has_row and models != NULL and w.policy.detector[DETECT_UNUSUAL].enabled:
+            d.raw_isolation = tree_predict(&models.isolation, w.behaviour, &w.trees)
+            unusual = models_behaviour_score(models, d.raw_isolation)
+        now = stage_done(w, d, STAGE_BEHAVIOUR, now)
+
+    # 5. language side: the worst value, first by the linear kernel, then by the trees
+    todo &= ~(<uint32_t>1 << STAGE_BEHAVIOUR)
+    d.skipped = skip & (1 << STAGE_BEHAVIOUR)
+    if todo and route.budget_us:
+        skip = plan_skips(w, todo, now, deadline, bytes)
+        d.skipped |= skip
+    elif todo == 0:
+        skip = 0
+    if todo and not skip & (1 << STAGE_TEXT):
+        text_score(r, &models.text, &w.policy.text, &w.text, &w.found, deadline)
+        d.raw_linear = w.found.linear
+        now = stage_done(w, d, STAGE_TEXT, now)
+        w.text_ns_per_byte += 0.05 * (<float>d.stage_ns[STAGE_TEXT] / <float>(bytes + 1) - w.text_ns_per_byte)
+        if w.found.cut:
+            count(w, COUNT_TEXT_CUT, 1)
+        if w.found.overrun:
+            d.skipped |= 1 << STAGE_TEXT
+        todo = (1 << STAGE_XGBOOST) | (1 << STAGE_FOREST)
+        if route.budget_us:
+            skip = plan_skips(w, todo, now, deadline, 0)
+            d.skipped |= skip
+        if not skip & (1 << STAGE_XGBOOST):
+            xgboost = tree_predict_text(&models.xgboost, w.found.linear, w.found.features, &w.trees)
+            d.raw_xgboost = xgboost
+            now = stage_done(w, d, STAGE_XGBOOST, now)
+        if not skip & (1 << STAGE_FOREST):
+            forest = tree_predict_text(&models.forest, w.found.linear, w.found.features, &w.trees)
+            d.raw_forest = forest
+            now = stage_done(w, d, STAGE_FOREST, now)
+        d.score_text = models_text_score(models, w.found.linear, xgboost, forest)
+        d.threat = w.found.threat
+        d.place_n = w.found.place_n
+        memcpy(d.place, w.found.place, PLACE_MAX)
+        d.excerpt_n = w.found.excerpt_n
+        memcpy(d.excerpt, w.found.excerpt, EXCERPT_MAX)
+        if w.found.login_key and by_address != NULL:
+            # a name tried at a login counts for the address; one lost under contention is no harm
+            sketch_add(&by_address.sketch[SKETCH_IDENTITIES], w.found.login_key)
+    worker_models_done(w)
+
+    # 6. either side may flag
+    action = action_of(route, d.score_text, ACTION_BLOCK)
+    if action == ACTION_THROTTLE:
+        action = ACTION_TAG                       # slowing down doesn't make a text harmless
+    if action > ACTION_ALLOW:
+        add_reason(d, d.threat if d.threat else REASON_SUSPICIOUS_TEXT, d.score_text)
+    d.action = <uint8_t>action
+    if f.reason:
+        d.score_behaviour = finding_score(route, &f)
+        add_reason(d, f.reason, f.value)
+        if f.action > d.action:
+            d.action = f.action
+    action = action_of(route, unusual, w.policy.detector[DETECT_UNUSUAL].action)
+    if action > ACTION_ALLOW:
+        add_reason(d, REASON_UNUSUAL_BEHAVIOUR, unusual)
+        if action > d.action:
+            d.action = <uint8_t>action
+    # what the forest alone may not ask for, its score must not suggest
+    if action == w.policy.detector[DETECT_UNUSUAL].action and action < ACTION_BLOCK:
+        for at in range(action + 1, ACTION_BLOCK + 1):
+            if unusual >= route.threshold[at]:
+                unusual = route.threshold[at] - 0.001
+                break
+    if unusual > d.score_behaviour:
+        d.score_behaviour = unusual
+    d.score = d.score_text if d.score_text >= d.score_behaviour else d.score_behaviour
+    if allow_listed and d.action > ACTION_TAG:
+        d.action = ACTION_TAG
+        add_reason(d, REASON_ALLOW_LISTED, 0)
+    if r.body_state == BODY_PART:
+        count(w, COUNT_BODY_PART, 1)
+        add_reason(d, REASON_BODY_PART, <float>r.body_bytes)
+    if r.headers_dropped:
+        count(w, COUNT_HEADERS_DROPPED, 1)
+    # neither clearly one thing nor the other: for the judge
+    d.escalate = 1 if d.action == ACTION_TAG else 0
+    finish(w, r, d, start)
+
+
+cdef inline void worker_respond(Worker *w, const Decision *d, int status, int64_t response_us,
+                                int64_t time_us) noexcept nogil:
+    """The response half, once per request that was let through. response_us < 0: not known."""
+    cdef ClientEntry *e
+    cdef uint32_t slot, mine
+    cdef int i
+    cdef uint64_t key
+    cdef float ms = <float>response_us * 0.001 if response_us >= 0 else -1.0
+    count(w, COUNT_RESPONSES, 1)
+    for i in range(2):
+        slot = d.client_slot if i == 0 else d.principal_slot
+        key = d.client_key if i == 0 else d.principal_key
+        if slot == 0 or slot > w.arena.head.clients:
+            continue
+        e = &w.arena.entries[slot - 1]
+        if not entry_lock(e, &mine):
+            count(w, COUNT_CLIENTS_CONTENDED, 1)
+            continue
+        if or_load64(&w.arena.buckets[(slot - 1) // BUCKET_WAYS].key[(slot - 1) % BUCKET_WAYS]) == key:
+            if d.spare & TICKET_LOGIN and not d.spare & TICKET_STRICT_LOGIN and status >= 400:
+                entry_add(e, Q_LOGINS, 1)         # "auth", "token": only failures make it a login
+            entry_response(e, time_us, status, d.spare & TICKET_LOGIN, d.spare & TICKET_OBJECT, ms)
+        entry_unlock(e, mine)
+
+
+cdef inline void worker_init(Worker *w, Arena *arena, ModelSlot *slot) noexcept nogil:
+    cdef uint64_t n
+    memset(w, 0, sizeof(Worker))
+    w.arena = arena
+    w.slot = slot
+    n = or_add64(&arena.head.next_slot, 1) % arena.head.counter_slots
+    w.counters = &arena.counters[n]
+    w.random = mix64(or_now_ns() + n) | 1
+    w.text_ns_per_byte = 20
+    for n in range(STAGES):
+        w.stage_ns[n] = 3000

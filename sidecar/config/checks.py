@@ -1,0 +1,377 @@
+"""What must hold between settings, and between the settings and the machine they run on.
+
+Each check yields findings: the paths it looked at (the first is where the mistake is shown; if any of
+them is already known to be wrong, the finding is dropped), what is wrong, and the remedy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path as FilesystemPath
+
+from sidecar.config.problems import Path, dotted
+from sidecar.config.section import RANGES_MAX
+from sidecar.config.settings import Route, Settings, Thresholds
+from sidecar.config.types import Network, parse_address
+from sidecar.policy import disjoint_ranges
+from sidecar.units import format_size, shown
+
+ORDER = ("tag", "throttle", "challenge", "block")
+FRAME_BYTES = 1024  # what a message carries beside the body it brings
+KEY_BYTES_MIN, KEY_BYTES_MAX = 16, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    paths: tuple[Path, ...]
+    what: str
+    remedy: str
+
+
+def between(settings: Settings) -> Iterator[Finding]:
+    """Contradictions within the settings."""
+    for check in (
+        _thresholds,
+        _route_names,
+        _bodies,
+        _route_effects,
+        _reachable,
+        _lists,
+        _ranges,
+        _addresses,
+        _files,
+        _repeated,
+    ):
+        yield from check(settings)
+
+
+def environment(settings: Settings) -> Iterator[Finding]:
+    """What the machine lacks: folders, permissions, the key file, the bundle."""
+    for check in (_socket_folder, _arena_folder, _key_file, _models, _log_folder):
+        yield from check(settings)
+
+
+def _ascending(scores: Thresholds, path: Callable[[str], Path]) -> Iterator[Finding]:
+    given = [(name, getattr(scores, name)) for name in ORDER if getattr(scores, name) is not None]
+    for (lower, low), (higher, high) in itertools.combinations(given, 2):
+        if low > high:
+            yield Finding(
+                (path(higher), path(lower)),
+                f"{high} is below the threshold of {lower}, {low}",
+                f"let the thresholds rise: {' <= '.join(ORDER)}",
+            )
+
+
+def _thresholds(settings: Settings) -> Iterator[Finding]:
+    yield from _ascending(settings.thresholds, lambda name: ("thresholds", name))
+    for index, (route, effective) in enumerate(
+        zip(settings.routes, settings.effective_routes()[1:], strict=True)
+    ):
+        own = route.thresholds.model_fields_set
+
+        def path(name: str, index: int = index, own: set[str] = own) -> Path:
+            return ("routes", index, "thresholds", name) if name in own else ("thresholds", name)
+
+        for finding in _ascending(effective.thresholds, path):
+            # what is wrong in the service's thresholds is said there, once
+            if any(part[0] == "routes" for part in finding.paths):
+                yield Finding(
+                    tuple(sorted(finding.paths, key=lambda p: p[0] != "routes")),
+                    finding.what,
+                    finding.remedy + "; what the route leaves out comes from thresholds",
+                )
+
+
+def _route_names(settings: Settings) -> Iterator[Finding]:
+    first: set[str] = set()
+    for index, route in enumerate(settings.routes):
+        path: Path = ("routes", index, "name")
+        if route.name == "default":
+            yield Finding(
+                (path,), "the name default is taken by the service's own settings", "choose another name"
+            )
+        elif route.name in first:
+            yield Finding(
+                (path,),
+                f"the name {shown(route.name)} is taken by an earlier route",
+                "give each route a name of its own",
+            )
+        else:
+            first.add(route.name)
+
+
+def _bodies(settings: Settings) -> Iterator[Finding]:
+    most = settings.listen.max_message_bytes - FRAME_BYTES
+    if settings.text.body_bytes > most:
+        yield Finding(
+            (("text", "body"), ("listen", "max_message")),
+            f"a body of {format_size(settings.text.body_bytes)} does not fit into a message of "
+            f"{format_size(settings.listen.max_message_bytes)}",
+            f"lower it to {most >> 10}KiB or raise listen.max_message",
+        )
+    for index, route in enumerate(settings.routes):
+        if route.body_limit_bytes is not None and route.body_limit_bytes > settings.text.body_bytes:
+            yield Finding(
+                (("routes", index, "body_limit"), ("text", "body")),
+                f"{format_size(route.body_limit_bytes)} is above text.body, "
+                f"{format_size(settings.text.body_bytes)}",
+                "lower it or raise text.body",
+            )
+
+
+def _route_effects(settings: Settings) -> Iterator[Finding]:
+    for index, (route, effective) in enumerate(
+        zip(settings.routes, settings.effective_routes()[1:], strict=True)
+    ):
+        if route.exempt:
+            for key, given in (
+                ("budget", route.budget_us),
+                ("body", route.body),
+                ("body_limit", route.body_limit_bytes),
+                ("mode", route.mode),
+                ("thresholds", route.thresholds.model_fields_set or None),
+            ):
+                if given is not None and given != "none":
+                    yield Finding(
+                        (("routes", index, key), ("routes", index, "exempt")),
+                        "has no effect on a route with exempt: true",
+                        "remove it, or remove exempt",
+                    )
+        elif route.body_limit_bytes is not None and effective.body == "none":
+            yield Finding(
+                (("routes", index, "body_limit"), ("routes", index, "body"), ("text", "body_mode")),
+                "has no effect where no body is read",
+                "remove it, or set body: buffered",
+            )
+
+
+def _covers(wide: str, narrow: str) -> bool:
+    """Every path that matches narrow matches wide."""
+    wides, narrows = wide.split("/")[1:], narrow.split("/")[1:]
+    for place, segment in enumerate(wides):
+        if segment == "**":
+            return len(narrows) >= place  # /api/** is also /api
+        if place >= len(narrows):
+            return False
+        other = narrows[place]
+        if other == "**" or (segment != other and not (segment == "*" and other != "")):
+            return False
+    return len(wides) == len(narrows)
+
+
+def _reachable(settings: Settings) -> Iterator[Finding]:
+    for index, route in enumerate(settings.routes):
+        for earlier, other in enumerate(settings.routes[:index]):
+            if _hides(other, route):
+                yield Finding(
+                    (
+                        ("routes", index, "path"),
+                        ("routes", index, "methods"),
+                        ("routes", earlier, "path"),
+                        ("routes", earlier, "methods"),
+                    ),
+                    f"is never reached: {other.name} ({other.path}) takes all its requests",
+                    f"move it before {other.name}, or remove it",
+                )
+                break
+
+
+def _hides(earlier: Route, later: Route) -> bool:
+    methods = not earlier.methods or (bool(later.methods) and set(later.methods) <= set(earlier.methods))
+    return methods and _covers(earlier.path, later.path)
+
+
+def _lists(settings: Settings) -> Iterator[Finding]:
+    allowed = settings.lists.allow
+    index: dict[Network, int] = {}
+    for place, network in enumerate(allowed):
+        index.setdefault(network, place)
+    lengths = {
+        4: sorted({n.prefixlen for n in allowed if n.version == 4}),
+        6: sorted({n.prefixlen for n in allowed if n.version == 6}),
+    }
+    for place, network in enumerate(settings.lists.block):
+        for length in lengths[network.version]:
+            if length > network.prefixlen:
+                break
+            found = index.get(network.supernet(new_prefix=length) if length < network.prefixlen else network)
+            if found is not None:
+                yield Finding(
+                    (("lists", "block", place), ("lists", "allow", found)),
+                    f"{network} is never blocked: {allowed[found]} in lists.allow wins",
+                    "remove one of the two",
+                )
+                break
+
+
+def _ranges(settings: Settings) -> Iterator[Finding]:
+    # ranges that touch are one, a range allowed within a blocked one makes three
+    needed = len(disjoint_ranges(settings.lists.allow, settings.lists.block))
+    if needed > RANGES_MAX:
+        yield Finding(
+            (("lists", "block"), ("lists", "allow")),
+            f"both lists together make {needed} separate ranges",
+            f"use at most {RANGES_MAX}: merge neighbours into wider ranges",
+        )
+
+
+def _addresses(settings: Settings) -> Iterator[Finding]:
+    if settings.admin.address is None:
+        return
+    host, port = parse_address(settings.listen.address)
+    other, other_port = parse_address(settings.admin.address)
+    wildcards = {"0.0.0.0", "::"}
+    if port is not None and port == other_port and (host == other or {host, other} & wildcards):
+        yield Finding(
+            (("admin", "address"), ("listen", "address")),
+            f"port {port} is taken by listen.address",
+            f"use another port, as {port + 1 if port < 65535 else port - 1}",
+        )
+
+
+def _files(settings: Settings) -> Iterator[Finding]:
+    named: list[tuple[Path, str | None]] = [
+        (
+            ("listen", "address"),
+            settings.listen.address.removeprefix("unix:")
+            if settings.listen.address.startswith("unix:")
+            else None,
+        ),
+        (("arena", "path"), settings.arena.path),
+        (("client", "key_file"), settings.client.key_file),
+        (("decision_log", "path"), settings.decision_log.path),
+    ]
+    first: dict[str, Path] = {}
+    for path, name in named:
+        if name is None or name == "-":
+            continue
+        name = os.path.normpath(name)
+        if name in first:
+            yield Finding(
+                (path, first[name]), f"{shown(name)} is also {dotted(first[name])}", "use a file of its own"
+            )
+        first.setdefault(name, path)
+
+
+def _repeated(settings: Settings) -> Iterator[Finding]:
+    lists: list[tuple[Path, Iterable[object]]] = [
+        (("latency", "skip"), settings.latency.skip),
+        (("text", "headers"), settings.text.headers),
+        (("decision_log", "actions"), settings.decision_log.actions),
+        (("client", "principal"), settings.client.principal),
+        (("lists", "allow"), settings.lists.allow),
+        (("lists", "block"), settings.lists.block),
+        *((("routes", index, "methods"), route.methods) for index, route in enumerate(settings.routes)),
+    ]
+    for path, items in lists:
+        first: dict[object, int] = {}
+        for place, item in enumerate(items):
+            if item in first:
+                shown_item = f"{shown(str(item))} " if isinstance(item, str) or path[0] == "lists" else ""
+                yield Finding(
+                    ((*path, place), (*path, first[item])),
+                    f"{shown_item}is in the list already",
+                    "remove one of the two",
+                )
+            first.setdefault(item, place)
+
+
+def _folder(path: Path, file: str, purpose: str) -> Iterator[Finding]:
+    """The folder of a file that Outrider will create."""
+    folder = os.path.dirname(file)
+    if not os.path.isdir(folder):
+        yield Finding(
+            (path,),
+            f"the folder {shown(folder)} for {purpose} does not exist",
+            f"create it (mkdir -p {folder}) or mount it",
+        )
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        yield Finding(
+            (path,),
+            f"the folder {shown(folder)} for {purpose} is not writable",
+            "give Outrider's user write permission, or choose another folder",
+        )
+    elif os.path.isdir(file):
+        yield Finding((path,), f"{shown(file)} is a folder", "name a file in it")
+
+
+def _socket_folder(settings: Settings) -> Iterator[Finding]:
+    where, port = parse_address(settings.listen.address)
+    if port is not None:
+        return
+    path: Path = ("listen", "address")
+    yield from _folder(path, where, "the socket")
+    try:
+        mode = os.lstat(where).st_mode
+    except OSError:
+        return
+    if not stat.S_ISSOCK(mode) and not stat.S_ISDIR(mode):
+        yield Finding(
+            (path,), f"{shown(where)} exists and is not a socket", "remove it or choose another path"
+        )
+
+
+def _arena_folder(settings: Settings) -> Iterator[Finding]:
+    yield from _folder(("arena", "path"), settings.arena.path, "the arena")
+
+
+def _key_file(settings: Settings) -> Iterator[Finding]:
+    name = settings.client.key_file
+    if name is None:
+        return
+    path: tuple[Path, ...] = (("client", "key_file"),)
+    try:
+        status = os.stat(name)
+    except OSError as error:
+        yield Finding(
+            path,
+            f"{shown(name)} cannot be read: {error.strerror}",
+            "create it: head -c 32 /dev/urandom | base64 > FILE; chmod 0400 FILE",
+        )
+        return
+    if not stat.S_ISREG(status.st_mode):
+        yield Finding(path, f"{shown(name)} is not a file", "name a regular file")
+        return
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o027:
+        yield Finding(
+            path,
+            f"{shown(name)} has mode {mode:04o}: others may read or change the key",
+            "chmod 0440 it, or set defaultMode: 0440 on the secret's volume",
+        )
+    if not os.access(name, os.R_OK):
+        yield Finding(path, f"{shown(name)} is not readable", "give Outrider's user or group read permission")
+    elif not KEY_BYTES_MIN <= status.st_size <= KEY_BYTES_MAX:
+        yield Finding(
+            path, f"{shown(name)} has {status.st_size} bytes", f"use {KEY_BYTES_MIN} to {KEY_BYTES_MAX}"
+        )
+
+
+def _models(settings: Settings) -> Iterator[Finding]:
+    bundle = settings.models.bundle
+    if bundle != "default" and not FilesystemPath(bundle, "manifest.json").is_file():
+        yield Finding(
+            (("models", "bundle"),),
+            f"{shown(bundle)} is not a model bundle: it has no manifest.json",
+            "name the folder that outrider train --out wrote, or default",
+        )
+    cache = settings.models.cache
+    if cache is not None:
+        nearest = FilesystemPath(cache)
+        while not nearest.exists():
+            nearest = nearest.parent
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            yield Finding(
+                (("models", "cache"),),
+                f"{shown(cache)} cannot be written",
+                "give Outrider's user write permission, or choose another folder",
+            )
+
+
+def _log_folder(settings: Settings) -> Iterator[Finding]:
+    if settings.decision_log.path not in (None, "-"):
+        yield from _folder(("decision_log", "path"), str(settings.decision_log.path), "the decision log")

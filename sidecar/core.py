@@ -1,0 +1,153 @@
+"""The core as the sidecar holds it: arena, policy and models, put together from the settings and
+kept up to date."""
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from native.engine import ArenaError, ArenaFile, Engine, ModelError, Models
+from sidecar.policy import compile_policy
+
+if TYPE_CHECKING:
+    from sidecar.config import Settings
+
+logger = logging.getLogger(__name__)
+DEFAULT_BUNDLE = Path(__file__).parent / "default_bundle"
+
+
+class ArenaBusy(ArenaError):  # type: ignore[misc]
+    """Another sidecar owns the arena."""
+
+
+def default_cache() -> Path:
+    """Where compiled models are kept unless models.cache says otherwise."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "outrider"
+
+
+def hash_key(settings: Settings) -> bytes | None:
+    """16 bytes out of client.key_file, or None for a random key."""
+    if settings.client.key_file is None:
+        return None
+    return hashlib.blake2b(Path(settings.client.key_file).read_bytes(), digest_size=16, person=b"outrider").digest()
+
+
+class Core:
+    """Arena, policy and models. `engine()` makes one Engine per thread."""
+
+    def __init__(self, settings: Settings, arena: ArenaFile, models: Models, lock_fd: int | None = None) -> None:
+        self.settings = settings
+        self.arena = arena
+        self.models = models
+        self._lock_fd = lock_fd
+        self._engines: list[Engine] = []
+        arena.write_policy(compile_policy(settings))
+
+    def engine(self, keep_features: bool = False) -> Engine:
+        engine = Engine(self.arena, self.models, keep_features)
+        self._engines.append(engine)
+        return engine
+
+    def reload(self, settings: Settings) -> None:
+        """Take over new settings: policy at once, models where the bundle changed. What needs a restart
+        (arena, listen, admin) is left as it was."""
+        self.arena.write_policy(compile_policy(settings))
+        for engine in self._engines:
+            engine.refresh_host()
+        bundle_moved = settings.models != self.settings.models
+        self.settings = settings
+        if bundle_moved:
+            self.load_models()
+
+    def load_models(self) -> None:
+        """Compile the bundle for this machine where that is still to be done, and swap it in.
+
+        Raises sidecar.bundle.BundleError or ModelError, keeping what is in use."""
+        from sidecar.bundle import load_bundle, prepare_runtime
+
+        bundle = load_bundle(bundle_path(self.settings))
+        cache = Path(self.settings.models.cache) if self.settings.models.cache else default_cache()
+        runtime = prepare_runtime(bundle, cache)
+        self.models.load(runtime)
+        logger.info("models loaded", extra={"bundle": str(bundle_path(self.settings)), "runtime": str(runtime)})
+
+    def close(self) -> None:
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+
+def bundle_path(settings: Settings) -> Path:
+    return DEFAULT_BUNDLE if settings.models.bundle == "default" else Path(settings.models.bundle)
+
+
+def open_arena(settings: Settings) -> ArenaFile:
+    """The sidecar's arena: what stands at arena.path where it fits this build and these settings, so that
+    a restart keeps what is known of the clients; else a new one. A file that is no arena is not touched."""
+    path = Path(settings.arena.path)
+    key = hash_key(settings)
+    wanted = settings.arena
+    if path.exists():
+        try:
+            arena = ArenaFile.open(path)
+        except ArenaError as error:
+            if "wrong magic" in str(error) or "cannot open" in str(error):
+                raise
+            logger.warning("the arena is replaced: %s", error)
+        else:
+            shape = arena.shape
+            fits = (shape["clients"], shape["events"], shape["blocklist"]) == (
+                wanted.clients,
+                wanted.events,
+                wanted.blocklist,
+            )
+            if fits and (key is None or arena.key == key):
+                return arena
+            logger.warning("the arena is replaced: its sizes or its key differ from the settings")
+    return ArenaFile.create(path, wanted.clients, wanted.events, wanted.blocklist, key=key)
+
+
+def open_core(settings: Settings, *, private: bool = False, load_models: bool = True) -> Core:
+    """The core for these settings.
+
+    private: an arena of its own that nobody else sees (training, replay, scoring files); else the shared
+    one at arena.path, owned by one sidecar at a time (ArenaBusy). Raises ArenaError, BundleError, ModelError."""
+    lock_fd: int | None = None
+    if private:
+        folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
+        path = Path(folder) / f"outrider-{os.getpid()}-{os.urandom(4).hex()}.arena"
+        arena = ArenaFile.create(
+            path, settings.arena.clients, settings.arena.events, settings.arena.blocklist, key=hash_key(settings)
+        )
+        path.unlink()  # the mapping lives on; nothing is left behind however we end
+    else:
+        lock_path = f"{settings.arena.path}.lock"
+        try:
+            lock_fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise ArenaError(f"{lock_path}: cannot create: {error.strerror} (make the folder, or set arena.path)") from error
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock_fd)
+            raise ArenaBusy(f"{settings.arena.path}: another sidecar is using this arena (give each its own arena.path)") from None
+        try:
+            arena = open_arena(settings)
+        except BaseException:
+            os.close(lock_fd)
+            raise
+    core = Core(settings, arena, Models(), lock_fd)
+    if load_models:
+        try:
+            core.load_models()
+        except BaseException:
+            core.close()
+            raise
+    return core
+
+
+__all__ = ["ArenaBusy", "ArenaError", "Core", "ModelError", "bundle_path", "default_cache", "open_arena", "open_core"]

@@ -1,0 +1,1 @@
+"""`outrider serve`: the process that Envoy asks."""
