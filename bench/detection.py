@@ -33,7 +33,8 @@ from sidecar.train.linear import calibrate_threshold, train_linear
 
 TRAINING = ("wcp_benign.jsonl.gz", "api_benign.jsonl.gz", "benign_texts.jsonl.gz", "wcp_attack.jsonl.gz",
             "payloads.jsonl.gz", "crs_regression.jsonl.gz", "user_agents.jsonl.gz", "httpparams_train.csv.gz")
-MEASURED = ("gotestwaf.jsonl.gz", "log_apache_2015.jsonl.gz", "csic2010.jsonl.gz", "log_webbot_sessions.jsonl.gz")
+MEASURED = ("gotestwaf.jsonl.gz", "log_apache_2015.jsonl.gz", "csic2010.jsonl.gz",
+            "log_webbot_sessions.jsonl.gz")
 # share of refused requests each row must reach: benign at most, attacks at least
 TARGETS = {"wcp_benign benign": 0.002, "api_benign benign": 0.002, "log_apache_2015 benign": 0.002,
            "benign_texts benign": 0.01, "gotestwaf benign": 0.10, "gotestwaf attack": 0.70}
@@ -76,12 +77,15 @@ def slices(data: Dataset, folder: Path, seed: int) -> list[Row]:
             if label in (0, 1):
                 by_source[source, label][0].append(e)
                 by_source[source, label][1].append(str(e.get("cls") or ""))
-    return [Row(source, label, *v) for (source, label), v in sorted(by_source.items(), key=lambda kv: (kv[0][1], kv[0][0]))]
+    order = sorted(by_source, key=lambda k: (k[1], k[0]))
+    return [Row(source, label, *by_source[source, label]) for source, label in order]
 
 
 @click.command()
-@click.option("--data", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
-@click.option("--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A trained linear.bin.")
+@click.option("--data", "folder", required=True,
+              type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--weights", help="A trained linear.bin.",
+              type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--threshold", type=float, help="Block threshold of the linear score; calibrated if not given.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--missed", type=int, default=0, help="Show so many errors of each slice.")
@@ -118,7 +122,8 @@ def main(folder: Path, weights: Path | None, threshold: float | None, seed: int,
         target = TARGETS.get(row.key)
         good = target is None or (share >= target if row.label else share <= target)
         at = [float((scores >= m).mean()) for m in marks]
-        result: dict[str, Any] = {"requests": len(scores), "refused": int(hit.sum()), "share": share, "at_wcp": at}
+        result: dict[str, Any] = {"requests": len(scores), "refused": int(hit.sum()), "share": share,
+                                  "at_wcp": at}
         if row.name == "gotestwaf" and row.label:
             total, found = Counter(row.notes), Counter(n for n, h in zip(row.notes, hit, strict=True) if h)
             result["classes"] = {c: [found[c], n] for c, n in total.most_common()}
@@ -130,7 +135,8 @@ def main(folder: Path, weights: Path | None, threshold: float | None, seed: int,
             wrong = np.flatnonzero(hit != bool(row.label))
             for k in random.Random(seed).sample(list(wrong), min(missed, len(wrong))):
                 e = host.explain(row.records[k])
-                errors.append(f"{row.key} {scores[k]:.2f} {row.notes[k][:130]!r} @ {e['place']}: {e['excerpt'][:110]!r}")
+                errors.append(f"{row.key} {scores[k]:.2f} {row.notes[k][:130]!r} @ {e['place']}: "
+                              f"{e['excerpt'][:110]!r}")
     out["seconds"] = round(time.perf_counter() - started, 1)
     if as_json:
         click.echo(json.dumps(out))

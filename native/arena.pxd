@@ -236,7 +236,8 @@ cdef inline int arena_check(const ArenaHeader *h, int64_t file_bytes, char *err,
     if h.version != ARENA_VERSION:
         snprintf(err, err_n, "layout version %u, this build reads version %u", h.version, <unsigned>ARENA_VERSION)
         return -1
-    if (h.buckets == 0 or h.buckets > CLIENTS_LIMIT or not power_of_two(h.buckets)
+    if (h.header_bytes != ARENA_HEADER_BYTES or h.clients != h.buckets * BUCKET_WAYS
+            or h.buckets == 0 or h.buckets > CLIENTS_LIMIT or not power_of_two(h.buckets)
             or h.events > EVENTS_LIMIT or not power_of_two(h.events)
             or h.blocklist > BLOCKLIST_LIMIT or not power_of_two(h.blocklist)
             or h.counter_slots == 0 or h.counter_slots > COUNTER_SLOTS_LIMIT):
@@ -316,7 +317,7 @@ cdef inline int bucket_of_ns(uint64_t ns) noexcept nogil:
 cdef inline const BlockEntry *block_find(const Arena *a, uint64_t key, int64_t now_us) noexcept nogil:
     """The entry of this client key that has not expired, or NULL."""
     cdef uint64_t mask = a.head.blocklist - 1
-    cdef uint64_t at = key & mask
+    cdef uint64_t at = (key >> 32) & mask   # the lowest bit of a key is always set
     cdef int i
     cdef const BlockEntry *e
     for i in range(BLOCK_PROBES):
@@ -331,7 +332,7 @@ cdef inline int block_put(Arena *a, uint64_t key, int64_t expires_us, uint8_t ac
     """Add or renew (control plane only: one writer). 0, or -1 where all places are taken by
     entries that have not expired."""
     cdef uint64_t mask = a.head.blocklist - 1
-    cdef uint64_t at = key & mask
+    cdef uint64_t at = (key >> 32) & mask   # the lowest bit of a key is always set
     cdef int i
     cdef BlockEntry *e
     cdef BlockEntry *free_ = NULL
@@ -359,7 +360,7 @@ cdef inline int block_put(Arena *a, uint64_t key, int64_t expires_us, uint8_t ac
 
 cdef inline bint block_drop(Arena *a, uint64_t key) noexcept nogil:
     cdef uint64_t mask = a.head.blocklist - 1
-    cdef uint64_t at = key & mask
+    cdef uint64_t at = (key >> 32) & mask   # the lowest bit of a key is always set
     cdef int i
     for i in range(BLOCK_PROBES):
         if a.blocklist[(at + i) & mask].key == key:

@@ -109,6 +109,11 @@ cdef struct Bucket:
     uint64_t key[8]              # 0: free
 
 
+cdef inline uint64_t bucket_at(uint64_t key, uint32_t n_buckets) noexcept nogil:
+    # the high half: the lowest bit of every key is set (0 means free)
+    return (key >> 32) & (n_buckets - 1)
+
+
 cdef inline uint32_t lock_stamp() noexcept nogil:
     return (<uint32_t>(or_now_ns() // 1000000) & 0x7fffffff) | <uint32_t>0x80000000
 
@@ -166,7 +171,7 @@ cdef inline void entry_reset(ClientEntry *e, int64_t now_us) noexcept nogil:
 cdef inline ClientEntry *client_find(Bucket *buckets, ClientEntry *entries, uint32_t n_buckets, uint64_t key,
                                      uint32_t *slot) noexcept nogil:
     """The entry of this key, not locked, or NULL."""
-    cdef uint64_t at = key & (n_buckets - 1)
+    cdef uint64_t at = bucket_at(key, n_buckets)
     cdef Bucket *b = &buckets[at]
     cdef int i
     for i in range(BUCKET_WAYS):
@@ -184,7 +189,7 @@ cdef inline ClientEntry *client_take(Bucket *buckets, ClientEntry *entries, uint
     holder, bit 3 contended. Two threads that claim the same new key at once may make two
     entries of it; the first of the bucket is then used and the other ages away.
     """
-    cdef uint64_t at = key & (n_buckets - 1)
+    cdef uint64_t at = bucket_at(key, n_buckets)
     cdef Bucket *b = &buckets[at]
     cdef ClientEntry *e
     cdef int i, tries, victim, got

@@ -114,7 +114,7 @@ cdef inline void found(Finding *f, const Detector *d, int kind, int reason, floa
     f.strength = strength
 
 
-cdef inline void detect(const Policy *p, const ClientEntry *e, int64_t t, Finding *f) noexcept nogil:
+cdef inline void detect(const Policy *p, const ClientEntry *e, int64_t t, bint principal, Finding *f) noexcept nogil:
     """The named detectors on one client's windows. Each has a count from which it speaks and the
     share of the client's traffic that must be so: a busy office behind one address makes some
     failures, an attacker makes little else."""
@@ -135,7 +135,11 @@ cdef inline void detect(const Policy *p, const ClientEntry *e, int64_t t, Findin
             elif distinct >= 0.6 * d.count and share >= d.share:
                 found(f, d, DETECT_ENUMERATION, REASON_OBJECT_ENUMERATION, distinct, 1 + share)
             elif (distinct >= 1.6 * d.count and objects >= 0.95 * requests and distinct >= 0.9 * objects
-                    and templates_count(e) <= 2.1):
+                    and templates_count(e) <= 2.1
+                    # every one of them answered: somebody who is logged in has no reason for that, but of
+                    # the nameless a patient one may be a search engine
+                    and (principal or sketch_count(&e.sketch[SKETCH_IDENTITIES]) > 0
+                         or window_value(&e.window[WINDOW_60S], WINDOW_60S, Q_REQUESTS, t) >= d.count)):
                 found(f, d, DETECT_ENUMERATION, REASON_OBJECT_ENUMERATION, distinct, distinct / d.count)
     d = &p.detector[DETECT_CREDENTIAL_STUFFING]
     if d.enabled:
@@ -341,14 +345,14 @@ cdef inline bint look_at_client(Worker *w, const Request *r, const Shape *shape,
     memset(&fresh, 0, sizeof(fresh))
     if by_address != NULL:
         held(by_address, &w.policy, r.time_us, f)
-        detect(&w.policy, by_address, r.time_us, &fresh)
+        detect(&w.policy, by_address, r.time_us, False, &fresh)
         hold(by_address, &w.policy, &fresh, r.time_us)
         if fresh.reason:
             found(f, &w.policy.detector[fresh.kind], fresh.kind, fresh.reason, fresh.value, fresh.strength)
     if by_principal != NULL:
         held(by_principal, &w.policy, r.time_us, f)
         memset(&fresh, 0, sizeof(fresh))
-        detect(&w.policy, by_principal, r.time_us, &fresh)
+        detect(&w.policy, by_principal, r.time_us, True, &fresh)
         hold(by_principal, &w.policy, &fresh, r.time_us)
         if fresh.reason:
             found(f, &w.policy.detector[fresh.kind], fresh.kind, fresh.reason, fresh.value, fresh.strength)

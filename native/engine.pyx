@@ -4,6 +4,7 @@ import os
 import secrets
 import threading
 
+cimport cython
 from libc.math cimport isnan
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
@@ -427,6 +428,7 @@ cdef dict record_of_event(const Event *e):
 
 # -- models --------------------------------------------------------------------------------------
 
+@cython.no_gc_clear              # __dealloc__ needs its attributes; without this, a cycle's collector clears them first
 cdef class Models:
     """The model set that engines score with; can be swapped while they do."""
     cdef ModelSlot slot
@@ -552,6 +554,7 @@ cdef class Verdict:
         return f"<Verdict {self.action} {self.score:.3f} {self.reasons} {self.place!r}>"
 
 
+@cython.no_gc_clear
 cdef class Engine:
     """Decides. One per thread; engines share the arena and the models.
 

@@ -8,8 +8,11 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
+from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE, mmap,
+                         mprotect, munmap)
+
 from native.address cimport parse_address
-from native.base cimport PLACE_MAX, Decision, Request, Slice
+from native.base cimport PLACE_MAX, Decision, Request, Slice, or_now_ns
 from native.extproc cimport stream_close, stream_message
 from native.extproc_pool cimport (ANSWER_BYTES_MAX, STREAM_BODY_BYTES_MAX, STREAM_HEADER_BYTES_MAX,
                                   STREAM_MESSAGE_BYTES_MAX, Answer, BodyPlan, ExtProcHost, StreamPool,
@@ -82,16 +85,37 @@ cdef class ExtProcStream:
         Raises ProtocolError, from then on every time, and ValueError after close().
         """
         cdef Slice out
-        cdef int result
         if self.state == NULL:
             raise ValueError("the stream is closed")
-        result = stream_message(&the_pool, self.state, self.host, PyBytes_AS_STRING(data),
-                                <uint64_t>PyBytes_GET_SIZE(data), &out)
+        return self.answered(stream_message(&the_pool, self.state, self.host, PyBytes_AS_STRING(data),
+                                            <uint64_t>PyBytes_GET_SIZE(data), &out), &out)
+
+    cdef bytes answered(self, int result, const Slice *out):
         if result == STREAM_SEND:
             return PyBytes_FromStringAndSize(out.p, out.n)
         if result < 0:
             raise ProtocolError((<bytes>or_fault_text(result)).decode())
         return None
+
+    def message_before_a_wall(self, bytes data not None) -> bytes | None:
+        """message(), with the data ending where readable memory ends: one byte read too far is a crash
+        (for tests)."""
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
+        cdef size_t room = <size_t>(n + 4095) // 4096 * 4096
+        cdef Slice out
+        cdef char *memory
+        if self.state == NULL:
+            raise ValueError("the stream is closed")
+        memory = <char *>mmap(NULL, room + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if memory == <char *>MAP_FAILED:
+            raise MemoryError
+        mprotect(memory + room, 4096, PROT_NONE)
+        memcpy(memory + room - n, PyBytes_AS_STRING(data), n)
+        try:
+            return self.answered(stream_message(&the_pool, self.state, self.host, memory + room - n,
+                                                <uint64_t>n, &out), &out)
+        finally:
+            munmap(memory, room + 4096)
 
     def close(self) -> None:
         """Ends the stream; a request still waiting for its body is decided on what is known."""
@@ -99,6 +123,55 @@ cdef class ExtProcStream:
             state = self.state
             self.state = NULL
             stream_close(&the_pool, state, self.host)
+
+
+cdef void quiet_plan(void *ctx, Request *r, BodyPlan *plan) noexcept nogil:
+    pass
+
+
+cdef void quiet_decide(void *ctx, Request *r, Decision *d) noexcept nogil:
+    pass
+
+
+cdef void quiet_answer(void *ctx, const Decision *d, Answer *a) noexcept nogil:
+    pass
+
+
+cdef void quiet_respond(void *ctx, const Decision *d, int status, uint64_t response_us) noexcept nogil:
+    pass
+
+
+def machine_ns(list messages not None, uint32_t rounds) -> list[int]:
+    """What a whole stream of these messages costs, ns per round, with a host that does nothing (bench)."""
+    cdef ExtProcHost host
+    cdef StreamState *s
+    cdef Slice out
+    cdef uint64_t begun
+    cdef list result = []
+    cdef const char *p[8]
+    cdef uint64_t n[8]
+    cdef uint32_t k, count = <uint32_t>min(len(messages), 8)
+    host.ctx = NULL
+    host.plan = quiet_plan
+    host.decide = quiet_decide
+    host.answer = quiet_answer
+    host.respond = quiet_respond
+    host.trusted_hops = 0
+    host.address_header.p = NULL
+    host.address_header.n = 0
+    for k in range(count):
+        p[k] = PyBytes_AS_STRING(messages[k])
+        n[k] = <uint64_t>PyBytes_GET_SIZE(messages[k])
+    for _ in range(rounds):
+        begun = or_now_ns()
+        s = stream_open(&the_pool)
+        if s == NULL:
+            raise MemoryError("too many ext_proc streams")
+        for k in range(count):
+            stream_message(&the_pool, s, &host, p[k], n[k], &out)
+        stream_close(&the_pool, s, &host)
+        result.append(or_now_ns() - begun)
+    return result
 
 
 def address_bytes(bytes text not None) -> bytes | None:

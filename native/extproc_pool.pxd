@@ -11,7 +11,9 @@ from native.address cimport Forwarded
 from native.base cimport Decision, Header, Request, Slice
 
 cdef enum:
-    STREAM_MESSAGE_BYTES_MAX = 4194304   # a longer message is refused unread
+    # A longer message is refused unread. Far above what a proxy's buffers let through: where the proxy
+    # fails open, a message that is too long would be a way past us. Body bytes over the limit cost nothing.
+    STREAM_MESSAGE_BYTES_MAX = 67108864
     STREAM_HEADER_BYTES_MAX = 65536      # names + values of one request; the rest is dropped and counted
     STREAM_BODY_BYTES_MAX = 1048576      # whatever a route's limit says
     ANSWER_BYTES_MAX = 65536             # body of a refusal; a longer one is left out

@@ -25,7 +25,7 @@ cdef inline bint near(const uint8_t *p, uint32_t n, uint32_t i, const char *lit,
 cdef inline void lexical_features(const TextWorst *w, float *out, uint8_t *threat) noexcept nogil:
     """Fill out[0..TEXT_FEATURES) and *threat (Threat number, never 0) from the worst window."""
     cdef const uint8_t *p = w.text
-    cdef uint32_t n = w.text_n, i, k, m, run = 0, longest = 0, same = 1, longest_same = 0
+    cdef uint32_t n = w.text_n, i, m, run = 0, longest = 0, same = 1, longest_same = 0
     cdef uint32_t alpha = 0, digit = 0, punct = 0, space = 0, high = 0, control = 0, newline = 0
     cdef uint32_t quotes = 0, angles = 0, parens = 0, braces = 0, slashes = 0, backslashes = 0, dots2 = 0
     cdef uint32_t ends = 0, dollars = 0, equals = 0, marks = 0, percents = 0, at = 0, stars = 0, distinct = 0

@@ -16,17 +16,16 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from libc.stdint cimport int8_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy
 
 from native.base cimport BODY_NONE, BODY_WHOLE, HEADERS_MAX, Header, Request, Slice, or_now_ns
 from native.decode cimport base64_text, decode_round, fold_text, strip_text
-from native.lexical cimport lexical_features
 from native.ngram cimport tokenize, window_hash
 from native.reasons cimport or_reason_name
 from native.text cimport *
-from native.values cimport score_value, text_name_hash
+from native.leaves cimport score_value, text_name_hash
 
 SCHEMA = TEXT_SCHEMA
 N_TRIGRAMS = TRIGRAMS
@@ -113,7 +112,8 @@ cdef class Collector:
         self.n += 1
         if self.keep_texts:
             with gil:
-                self.texts.append((bytes(s.place[:s.place_n]).decode("latin-1"), <bytes>(<const char *>p)[:n]))
+                place = bytes(s.place[:s.place_n]).decode("latin-1")
+                self.texts.append((place, <bytes>(<const char *>p)[:n]))
 
     cdef dict arrays(self):
         if self.failed:
@@ -151,7 +151,6 @@ cdef class RequestView:
     cdef list keep
 
     cdef int fill(self, dict record) except -1:
-        cdef bytes raw
         cdef uint32_t k = 0
         self.keep = []
         self.r.method = self.slice_of(record.get("method", "GET"))
@@ -194,7 +193,6 @@ cdef class RequestView:
         s.p = raw
         s.n = <uint32_t>len(raw)
         return s
-
 
 
 cdef bytes as_bytes(value):
@@ -502,4 +500,3 @@ def buckets(bytes text) -> tuple:
         return ([s.trigram_hit[i] for i in range(s.n_trigrams)], [s.token_hit[i] for i in range(s.n_tokens)])
     finally:
         free(s)
-

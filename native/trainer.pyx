@@ -9,7 +9,8 @@ from libc.math cimport exp, sqrt
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 
-cdef inline double margin(const float *w, double bias, const uint32_t *idx, int64_t a, int64_t b) noexcept nogil:
+cdef inline double margin(const float *w, double bias, const uint32_t *idx, int64_t a,
+                          int64_t b) noexcept nogil:
     cdef double s = 0
     cdef int64_t i
     for i in range(a, b):

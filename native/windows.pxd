@@ -305,6 +305,9 @@ cdef inline void entry_request(ClientEntry *e, const Shape *s, int64_t t, uint64
             e.step = 0
         e.last_template = s.template_hash
         e.last_object = s.object_number
+    elif not s.is_write:
+        # a listing, perhaps: ids that a client was just told, page by page, are not guessed ones
+        e.step_run = 0
     if identity:
         sketch_add(&e.sketch[SKETCH_IDENTITIES], identity)
     if s.agent_hash:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Any
 
-from sidecar.config.detectors import WINDOWS_S
+from sidecar.config.types import WINDOWS_S
 
 if TYPE_CHECKING:
     from sidecar.config import Settings

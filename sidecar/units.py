@@ -27,11 +27,10 @@ SIZE_BYTES: dict[str, int] = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 <
 # What the JSON Schema tells editors; the parsers below accept exactly this.
 DURATION_PATTERN = r"^[0-9]{1,15}(\.[0-9]{1,6})? ?(us|ms|s|m|h|d)$"
 SIZE_PATTERN = r"^[0-9]{1,15}(\.[0-9]{1,6})? ?(B|KiB|MiB|GiB)$"
-PERCENT_PATTERN = r"^[0-9]{1,3}(\.[0-9]{1,6})?%$"
+FRACTION_PATTERN = r"^[0-9]{1,3}(\.[0-9]{1,12})?%?$"
 
 _QUANTITY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([^\W\d_]{0,12})", re.ASCII)
-_PERCENT = re.compile(PERCENT_PATTERN, re.ASCII)
-_NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,12})?", re.ASCII)
+_FRACTION = re.compile(FRACTION_PATTERN.removeprefix("^").removesuffix("$"), re.ASCII)
 
 # Units people write and what they most likely mean.
 _MEANT = {
@@ -103,12 +102,8 @@ def parse_fraction(value: object) -> float:
     number: float | None = None
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         number = float(value)
-    elif isinstance(value, str):
-        text = value.strip(" ")
-        if _PERCENT.fullmatch(text):
-            number = float(Fraction(text[:-1]) / 100)
-        elif _NUMBER.fullmatch(text):
-            number = float(text)
+    elif isinstance(value, str) and _FRACTION.fullmatch(value):
+        number = float(Fraction(value[:-1]) / 100) if value.endswith("%") else float(value)
     if number is None:
         raise UnitError(f"{shown(value)} is not a fraction", remedy)
     if not 0.0 <= number <= 1.0:

@@ -149,7 +149,7 @@ def _print_summary(settings: Settings, source: str) -> None:
         for source in client.principal
     ]
     say("client", f"{hops}; principal: {', '.join(sources) or 'none'}")
-    on = [name for name in type(settings.detectors).model_fields if getattr(settings.detectors, name).enabled]
+    on = [name for name, detector in settings.detectors if getattr(detector, "enabled", False)]
     say("detectors", ", ".join(on) or "none")
     say("lists", f"{len(settings.lists.allow)} allowed, {len(settings.lists.block)} blocked ranges")
     say("models", settings.models.bundle)

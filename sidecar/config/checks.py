@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path as FilesystemPath
 
 from sidecar.config.problems import Path, dotted
+from sidecar.config.section import RANGES_MAX
 from sidecar.config.settings import Route, Settings, Thresholds
 from sidecar.config.types import Network, parse_address
+from sidecar.policy import disjoint_ranges
 from sidecar.units import format_size, shown
 
 ORDER = ("tag", "throttle", "challenge", "block")
@@ -39,10 +41,10 @@ def between(settings: Settings) -> Iterator[Finding]:
         _route_effects,
         _reachable,
         _lists,
+        _ranges,
         _addresses,
         _files,
         _repeated,
-        _client,
     ):
         yield from check(settings)
 
@@ -152,7 +154,7 @@ def _covers(wide: str, narrow: str) -> bool:
     wides, narrows = wide.split("/")[1:], narrow.split("/")[1:]
     for place, segment in enumerate(wides):
         if segment == "**":
-            return len(narrows) > place
+            return len(narrows) >= place  # /api/** is also /api
         if place >= len(narrows):
             return False
         other = narrows[place]
@@ -204,6 +206,17 @@ def _lists(settings: Settings) -> Iterator[Finding]:
                     "remove one of the two",
                 )
                 break
+
+
+def _ranges(settings: Settings) -> Iterator[Finding]:
+    # ranges that touch are one, a range allowed within a blocked one makes three
+    needed = len(disjoint_ranges(settings.lists.allow, settings.lists.block))
+    if needed > RANGES_MAX:
+        yield Finding(
+            (("lists", "block"), ("lists", "allow")),
+            f"both lists together make {needed} separate ranges",
+            f"use at most {RANGES_MAX}: merge neighbours into wider ranges",
+        )
 
 
 def _addresses(settings: Settings) -> Iterator[Finding]:
@@ -265,16 +278,6 @@ def _repeated(settings: Settings) -> Iterator[Finding]:
                     "remove one of the two",
                 )
             first.setdefault(item, place)
-
-
-def _client(settings: Settings) -> Iterator[Finding]:
-    client = settings.client
-    if client.trusted_hops == 0 and client.address_header != "x-forwarded-for":
-        yield Finding(
-            (("client", "address_header"), ("client", "trusted_hops")),
-            "has no effect while trusted_hops is 0",
-            "set client.trusted_hops to the number of proxies in front of Envoy, or remove it",
-        )
 
 
 def _folder(path: Path, file: str, purpose: str) -> Iterator[Finding]:

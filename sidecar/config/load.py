@@ -120,17 +120,17 @@ def _add(tree: Tree, loc: Path, error: dict[str, Any]) -> None:
     kind = error["type"]
     if kind == "missing" and loc in tree.refused:
         # its value was wrong and is reported: the whole group can't be used
-        tree.refused.add(loc[:-1])
+        tree.refuse(loc[:-1])
         return
-    if kind == "outrider" and any(len(path) > len(loc) and path[: len(loc)] == loc for path in tree.refused):
+    if isinstance(error.get("input"), dict) and kind == "outrider" and loc in tree.above:
         # the group is wrong only because a member of it is, and that is reported
-        tree.refused.add(loc)
+        tree.refuse(loc)
         return
     what, remedy = _explained(loc, error)
     tree.problems.append(tree.at(loc, what, remedy, key=kind == "extra_forbidden"))
-    tree.refused.add(loc)
+    tree.refuse(loc)
     if kind == "missing":
-        tree.refused.add(loc[:-1])
+        tree.refuse(loc[:-1])
 
 
 def _pruned(data: Any, path: Path, refused: set[Path]) -> tuple[Any, dict[Path, list[int]]]:
@@ -275,8 +275,11 @@ def _crossed(tree: Tree, settings: Settings, environment: bool) -> Settings:
     said: set[tuple[Path, str]] = set()  # one value against several others is one mistake
     for finding in findings:
         paths = [_original(path, tree.data_originals) for path in finding.paths]
-        if any(_within(path, tree.refused) for path in paths):
-            continue
+        if any(
+            path in tree.above or any(path[: n + 1] in tree.refused for n in range(len(path)))
+            for path in paths
+        ):
+            continue  # what it looked at, something above it or something below it was left out
         if (paths[0], finding.remedy) in said:
             continue
         said.add((paths[0], finding.remedy))
@@ -284,11 +287,6 @@ def _crossed(tree: Tree, settings: Settings, environment: bool) -> Settings:
     if tree.problems:
         raise _error(tree.problems)
     return settings
-
-
-def _within(path: Path, refused: set[Path]) -> bool:
-    """The path, something above it or something below it was left out."""
-    return any(path[: len(other)] == other or other[: len(path)] == path for other in refused)
 
 
 __all__ = ["ConfigError", "Problem", "load", "loads", "read"]

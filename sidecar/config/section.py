@@ -13,6 +13,8 @@ ActionName = Literal["allow", "tag", "throttle", "challenge", "block"]
 BodyMode = Literal["none", "buffered", "streamed"]
 StageName = Literal["random_forest", "xgboost", "text", "behaviour"]
 BUDGET_MAX = "1s"
+# bounds of the policy that the data plane reads (native/policy.pxd)
+RANGES_MAX = 4096
 ROUTES_MAX = 255  # a decision carries the route as an index; 0 is the service's default
 
 Score = Annotated[float, Fraction()]

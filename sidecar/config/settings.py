@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -42,6 +42,7 @@ from sidecar.config.types import (
     Method,
     Name,
     NetworkRange,
+    OnlyTrue,
     PathPattern,
     PowerOfTwo,
     Size,
@@ -179,6 +180,9 @@ class Arena(Section):
     )
 
 
+_GIVEN: dict[str, Any] = {"not": {"type": "null"}}
+
+
 class PrincipalSource(Section):
     """One place where a request may say who is calling. Exactly one of header, cookie,
     jwt_claim and basic."""
@@ -186,10 +190,10 @@ class PrincipalSource(Section):
     model_config = ConfigDict(
         json_schema_extra={
             "oneOf": [
-                {"required": ["jwt_claim"]},
-                {"required": ["header"], "not": {"required": ["jwt_claim"]}},
-                {"required": ["cookie"]},
-                {"required": ["basic"]},
+                {"required": ["jwt_claim"], "properties": {"jwt_claim": _GIVEN}},
+                {"required": ["header"], "properties": {"header": _GIVEN, "jwt_claim": {"type": "null"}}},
+                {"required": ["cookie"], "properties": {"cookie": _GIVEN}},
+                {"required": ["basic"], "properties": {"basic": _GIVEN}},
             ]
         }
     )
@@ -211,7 +215,7 @@ class PrincipalSource(Section):
         ),
         examples=["sub"],
     )
-    basic: Literal[True] | None = Field(None, description="true: the user name of HTTP basic authentication.")
+    basic: OnlyTrue | None = Field(None, description="true: the user name of HTTP basic authentication.")
 
     @model_validator(mode="after")
     def _one_kind(self) -> PrincipalSource:
@@ -253,15 +257,18 @@ class Client(Section):
         ge=0,
         le=16,
         description=(
-            "How many proxies in front append to `address_header` and are trusted: the client is that many "
-            "entries from "
-            "its right end. 0 takes the address that Envoy reports and ignores the header, which anyone "
-            "can send."
+            "How many trusted proxies stand in front of Envoy (Envoy's xff_num_trusted_hops): that many "
+            "entries "
+            "of `address_header` are passed over, counted from its right end. With 0 and x-forwarded-for the "
+            "address that Envoy reports is taken."
         ),
     )
     address_header: HeaderName = Field(
         "x-forwarded-for",
-        description=("The header read when trusted_hops is above 0."),
+        description=(
+            "The header that names the client's address. Only one that your own proxies write or append to: "
+            "anything else can be sent by anyone."
+        ),
         examples=["x-forwarded-for", "x-real-ip"],
     )
     principal: tuple[PrincipalSource, ...] = Field(
@@ -424,7 +431,13 @@ class Route(Section):
         examples=["/login", "/users/*/orders", "/api/**"],
     )
     methods: tuple[Method, ...] = Field(
-        (), max_length=16, description="Only these methods; empty for all.", examples=[["POST", "PUT"]]
+        (),
+        max_length=16,
+        description=(
+            "Only these methods; empty for all. Others than GET HEAD POST PUT PATCH DELETE OPTIONS count "
+            "as one."
+        ),
+        examples=[["POST", "PUT"]],
     )
     mode: Mode | None = Field(None, description="As service.mode; null takes that.")
     budget_us: Annotated[int, Duration("10us", BUDGET_MAX)] | None = Field(

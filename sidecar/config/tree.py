@@ -47,6 +47,13 @@ class Tree:
     # lists that were shortened for validation: by path, the original index of what is left
     data_originals: dict[Path, list[int]] = field(default_factory=dict)
 
+    above: set[Path] = field(default_factory=set)  # paths below which something is left out
+
+    def refuse(self, path: Path) -> None:
+        """Leave out what stands at a path."""
+        self.refused.add(path)
+        self.above.update(path[:length] for length in range(1, len(path)))
+
     def at(self, path: Path, what: str, remedy: str, *, key: bool = False) -> Problem:
         """A problem at a path, or at the nearest path above that stands in the text."""
         known = path
@@ -217,7 +224,7 @@ class _Builder:
 
     def _refuse(self, path: Path, what: str, remedy: str) -> None:
         self.tree.problems.append(self.tree.at(path, what, remedy))
-        self.tree.refused.add(path)
+        self.tree.refuse(path)
 
     def _problem(self, node: Node, path: Path, what: str, remedy: str) -> None:
         mark = node.start_mark

@@ -23,12 +23,22 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 Integer = Annotated[int, Strict()]
 Boolean = Annotated[bool, Strict()]
-Text = Annotated[str, Strict()]
 
 
 def refused(what: str, remedy: str) -> PydanticCustomError:
     """The error of a custom type: what is wrong, and what would be right."""
     return PydanticCustomError("outrider", "{what}", {"what": what, "remedy": remedy})
+
+
+def _only_true(value: bool) -> bool:
+    if not value:
+        raise refused("false is not one of the choices", "use true, or remove it")
+    return value
+
+
+OnlyTrue = Annotated[
+    bool, Strict(), AfterValidator(_only_true), WithJsonSchema({"type": "boolean", "const": True})
+]
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,37 @@ class Duration(_Quantity):
         }
 
 
+# Lengths of the windows that the data plane keeps for each client (native/windows.pxd).
+WINDOWS_S = (1, 10, 60, 600, 3600)
+
+
+@dataclass(frozen=True)
+class Window(Duration):
+    """The length of one of the windows that are kept for each client, in seconds."""
+
+    lowest: str = "1s"
+    highest: str = "1h"
+    unit: str = "s"
+
+    def validate(self, value: object) -> float:
+        seconds = super().validate(value)
+        if seconds not in WINDOWS_S:
+            raise refused(f"no window of {units.shown(value)} is kept", f"use {self._choices(' or ')}")
+        return seconds
+
+    def _choices(self, last: str) -> str:
+        names = [self.format(seconds) for seconds in WINDOWS_S]
+        return ", ".join(names[:-1]) + last + names[-1]
+
+    def json_schema(self) -> dict[str, Any]:
+        return {
+            "type": "string",
+            "pattern": "^(1s|10s|60s|600s|3600s|1m|10m|60m|1h)$",
+            "examples": ["10s", "1m"],
+            "x-kind": self._choices(", "),
+        }
+
+
 @dataclass(frozen=True)
 class Size(_Quantity):
     """A size kept in bytes."""
@@ -140,7 +181,7 @@ class Fraction(_Quantity):
         return {
             "anyOf": [
                 {"type": "number", "minimum": low, "maximum": high},
-                {"type": "string", "pattern": units.PERCENT_PATTERN},
+                {"type": "string", "pattern": units.FRACTION_PATTERN},
             ]
         }
 
@@ -150,6 +191,7 @@ _NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 _METHOD = r"^[A-Z][A-Z-]{0,15}$"
 _CLAIM = r"^[A-Za-z0-9_.:/-]{1,64}$"
 _CIDR = r"^[0-9A-Fa-f.:]{2,45}(/[0-9]{1,3})?$"
+ROUTE_PATH_MAX = 128  # native/policy.pxd
 _PATH_SEGMENT = re.compile(r"[A-Za-z0-9._~!$&'()+,;=:@%-]+")
 
 
@@ -185,8 +227,8 @@ def _check_pattern(value: str) -> str:
         raise refused(
             f"{units.shown(value)} does not start with a slash", f"write {units.shown('/' + value)}"
         )
-    if len(value) > 256:
-        raise refused(f"the path has {len(value)} characters", "use at most 256")
+    if len(value) > ROUTE_PATH_MAX:
+        raise refused(f"the path has {len(value)} characters", f"use at most {ROUTE_PATH_MAX}")
     if "?" in value:
         raise refused(f"{units.shown(value)} has a query", "leave out the question mark and what follows it")
     segments = value[1:].split("/")
@@ -219,7 +261,9 @@ PathPattern = Annotated[
     str,
     Strict(),
     AfterValidator(_check_pattern),
-    WithJsonSchema({"type": "string", "pattern": r"^/[^?#\s]*$", "maxLength": 256, "x-kind": "path pattern"}),
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^/[^?#\s]*$", "maxLength": ROUTE_PATH_MAX, "x-kind": "path pattern"}
+    ),
 ]
 
 

@@ -18,16 +18,19 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 BODY_BYTES_MAX = 1 << 20
+UPLOAD_BYTES_MAX = 1 << 28  # /upload keeps nothing: it hashes what comes
+PIECE_BYTES = 1 << 16
 ITEMS_MAX = 1000
 COMMENTS_MAX = 200
 TOKENS_MAX = 1000
-CHUNK_LINE_MAX = 256
+LINE_BYTES_MAX = 8192
+TRAILERS_MAX = 64
 IDLE_TIMEOUT_S = 30.0
 
 USERS = {"ada": "lovelace-1815", "grace": "hopper-1906", "linus": "tux-1991"}
@@ -124,39 +127,51 @@ class Handler(BaseHTTPRequestHandler):
 
     def read_body(self) -> bytes:
         """The whole body, or Refused(413) beyond BODY_BYTES_MAX after which the connection closes."""
-        if "chunked" in self.headers.get("transfer-encoding", "").lower():
-            return self.read_chunks()
-        try:
-            length = int(self.headers.get("content-length") or 0)
-        except ValueError:
-            raise Refused(400, "content-length isn't a number") from None
-        if not 0 <= length <= BODY_BYTES_MAX:
-            self.close_connection = True
-            raise Refused(413, f"the body exceeds {BODY_BYTES_MAX} bytes")
-        body = self.rfile.read(length)
-        if len(body) < length:
-            self.close_connection = True
-            raise Refused(400, "the body was cut short")
-        return body
+        return b"".join(self.pieces(BODY_BYTES_MAX))
 
-    def read_chunks(self) -> bytes:
-        body = bytearray()
+    def pieces(self, limit: int) -> Iterator[bytes]:
+        """The body as it comes, at most `limit` bytes; Refused beyond that or when it is cut short, after
+        which the connection closes."""
+        try:
+            if "chunked" in self.headers.get("transfer-encoding", "").lower():
+                yield from self.chunks(limit)
+                return
+            try:
+                length = int(self.headers.get("content-length") or 0)
+            except ValueError:
+                raise Refused(400, "content-length isn't a number") from None
+            if not 0 <= length <= limit:
+                raise Refused(413, f"the body exceeds {limit} bytes")
+            yield from self.exactly(length)
+        except Refused:
+            self.close_connection = True
+            raise
+
+    def exactly(self, length: int) -> Iterator[bytes]:
+        while length:
+            piece = self.rfile.read(min(length, PIECE_BYTES))
+            if not piece:
+                raise Refused(400, "the body was cut short")
+            length -= len(piece)
+            yield piece
+
+    def chunks(self, limit: int) -> Iterator[bytes]:
         while True:
-            line = self.rfile.readline(CHUNK_LINE_MAX)
+            line = self.rfile.readline(LINE_BYTES_MAX)
             try:
                 size = int(line.split(b";")[0], 16)
             except ValueError:
-                self.close_connection = True
                 raise Refused(400, "malformed chunk") from None
             if size == 0:
-                while self.rfile.readline(65536).strip():
-                    pass  # trailers
-                return bytes(body)
-            if len(body) + size > BODY_BYTES_MAX:
-                self.close_connection = True
-                raise Refused(413, f"the body exceeds {BODY_BYTES_MAX} bytes")
-            body += self.rfile.read(size)
-            self.rfile.readline(CHUNK_LINE_MAX)
+                for _ in range(TRAILERS_MAX):
+                    if not self.rfile.readline(LINE_BYTES_MAX).strip():
+                        return
+                raise Refused(400, "too many trailers")
+            limit -= size
+            if size < 0 or limit < 0:
+                raise Refused(413, "the body is too large")
+            yield from self.exactly(size)
+            self.rfile.readline(LINE_BYTES_MAX)
 
     def fields(self) -> dict[str, Any]:
         """The body as fields, from JSON or a form."""
@@ -185,8 +200,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def serve(self) -> None:
         try:
-            self.body = self.read_body()
             parts = urlsplit(self.path)
+            self.body = b"" if parts.path == "/upload" else self.read_body()
             self.path_only = unquote(parts.path, errors="replace")
             self.query = {
                 k: v[0] for k, v in parse_qs(parts.query, max_num_fields=200, errors="replace").items()
@@ -208,7 +223,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.answer(status, value)
 
-    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = serve
+    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = do_OPTIONS = serve
 
     # ---- pages
 
@@ -291,6 +306,14 @@ class Handler(BaseHTTPRequestHandler):
             "body_sha256": hashlib.sha256(self.body).hexdigest(),
         }
 
+    def upload(self) -> tuple[int, Any]:
+        """A large body, counted and hashed but not kept."""
+        digest, size = hashlib.sha256(), 0
+        for piece in self.pieces(UPLOAD_BYTES_MAX):
+            digest.update(piece)
+            size += len(piece)
+        return 200, {"body_bytes": size, "body_sha256": digest.hexdigest()}
+
 
 ROUTES: list[tuple[str, re.Pattern[str], str]] = [
     (method, re.compile(pattern), name)
@@ -313,6 +336,8 @@ ROUTES: list[tuple[str, re.Pattern[str], str]] = [
         ("GET", "/echo", "echo"),
         ("POST", "/echo", "echo"),
         ("PUT", "/echo", "echo"),
+        ("PUT", "/upload", "upload"),
+        ("POST", "/upload", "upload"),
     ]
 ]
 

@@ -165,7 +165,9 @@ class Stack:
         """End the children, the proxy first so that nothing is left asking."""
         for child in reversed(self.children):
             child.stop()
-        if not self.keep:
+        if self.keep:
+            self.arena.unlink(missing_ok=True)  # it is in memory, and nothing a person reads
+        else:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def dead(self) -> Child | None:

@@ -294,7 +294,13 @@ class Application:
 
     def plan(self) -> Plan:
         wanted = self.settings.decision_log
-        return Plan(wanted.path, frozenset(wanted.actions), wanted.sample, self.settings.service.name)
+        return Plan(
+            path=wanted.path,
+            actions=frozenset(wanted.actions),
+            sample=wanted.sample,
+            service=self.settings.service.name,
+            routes=tuple(route.name for route in self.settings.effective_routes()),
+        )
 
     def _counters(self) -> Mapping[str, int]:
         core = self.core
@@ -342,10 +348,20 @@ def open_core(settings: Settings) -> Core:
 
 
 def make_transport(core: Core, settings: Settings) -> Transport:
-    from sidecar.serve.grpc_transport import GrpcTransport
+    """One engine, as all streams are handled on the one event loop."""
+    from native.extproc import ExtProcStream
 
-    transport: Transport = GrpcTransport(core.engine(), settings.listen)
-    return transport
+    from sidecar.serve.grpc_transport import GrpcLimits, GrpcTransport
+
+    engine = core.engine()
+    host = engine.host_address()
+    listen = settings.listen
+    limits = GrpcLimits(
+        max_message_bytes=listen.max_message_bytes,
+        max_streams=listen.max_streams,
+        stream_idle_s=listen.stream_idle_s,
+    )
+    return GrpcTransport(listen.address, lambda: ExtProcStream(host, engine), limits)
 
 
 def bounds_us() -> list[float]:

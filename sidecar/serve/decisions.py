@@ -36,12 +36,13 @@ class Ring(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is written where. path: None nowhere, "-" standard output."""
+    """What is written where. path: None nowhere, "-" standard output. routes: names by index."""
 
     path: str | None
     actions: frozenset[str]
     sample: float
     service: str
+    routes: tuple[str, ...] = ()
 
 
 def sampled(number: int, share: float) -> bool:
@@ -124,6 +125,10 @@ class DecisionLog:
     def line(self, record: Record) -> str:
         """The record as one line of JSON, each reason with its sentence."""
         out = {"service": self._plan.service, **record}
+        route = record.get("route")
+        if isinstance(route, int) and route < len(self._plan.routes):
+            # records of before a reload may name a route that stands elsewhere now
+            out["route"] = self._plan.routes[route]
         out["reasons"] = [
             {**reason, "text": self._sentence(reason, record)} for reason in record.get("reasons", [])
         ]

@@ -221,6 +221,10 @@ class _User(Caller):
             t, got = yield from self.call(t, "GET", s.page(s.items, page, 20) + suffix, 200, 35)
             if got != 200:
                 break
+            if s.details:
+                for i in range(d.integer(8, 20)):
+                    yield from self.call(t + 0.004 * i, "GET", s.item((page * 20 + i) % s.n_items), 200, 15)
+                t += 0.08
             t += min(90.0, d.lognormal(5.0, 0.8))
         return t
 

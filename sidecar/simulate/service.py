@@ -25,6 +25,7 @@ class Service:
     first_object: int
     paging: str  # page | offset | cursor
     auth: str  # bearer | cookie | key
+    details: bool               # its pages fetch each listed item by itself ("N+1")
     asset_hash: str
     salt: int
 
@@ -67,6 +68,7 @@ def draw_service(seed: int, n_users: int) -> Service:
         first_object=d.integer(1, 9) * 10_000,
         paging=d.pick(("page", "offset", "cursor")),
         auth=d.pick(("bearer", "bearer", "cookie", "key")),
+        details=d.chance(0.3),
         asset_hash=d.hex(8),
         salt=d.integer(1, 2**31),
     )

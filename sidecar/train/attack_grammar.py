@@ -1,5 +1,6 @@
 """Attack texts of our own making, for the classes that public payload lists lack or know only in
 a few forms. Generic shapes: what an interpreter needs to see, with everything else varied."""
+# ruff: noqa: E501  (one rule, one line: the tables read best so)
 from __future__ import annotations
 
 import base64

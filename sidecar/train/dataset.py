@@ -19,7 +19,6 @@ import copy
 import csv
 import gzip
 import hashlib
-import io
 import json
 import random
 import re
@@ -140,8 +139,8 @@ def split_groups(sizes: dict[str, int], holdout: float = 0.2, calibrate: float =
 # ---------------------------------------------------------------- files
 
 def _lines(path: Path) -> Iterator[str]:
-    raw = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with raw, io.TextIOWrapper(raw, "utf-8", errors="surrogateescape") as f:
+    opened: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8", errors="surrogateescape") as f:
         yield from f
 
 
@@ -167,7 +166,8 @@ def read_file(path: Path) -> Iterator[Record]:
 
 _BARE = re.compile(r"[\w .\-]*")
 _PLAIN_PATH = re.compile(r"[/\\\w .:~@\-]+")
-_TELLING = re.compile(r"\.\.|etc/|/proc/|/var/log|boot\.ini|win\.ini|\.ssh|passwd|system32|\.git/|\.env|/self/", re.I)
+_TELLING = re.compile(
+    r"\.\.|etc/|/proc/|/var/log|boot\.ini|win\.ini|\.ssh|passwd|system32|\.git/|\.env|/self/", re.IGNORECASE)
 _UNTOLD = {"Open Redirect", "Insecure Management Interface"}
 
 
@@ -209,7 +209,7 @@ def carried_texts(record: Record) -> list[str]:
     return [v for v in out if v]
 
 
-def load(paths: Iterable[Path], seed: int = 0, grammar_texts: int = 60000) -> Dataset:
+def load(paths: Iterable[Path], seed: int = 0, grammar_texts: int = 120_000) -> Dataset:
     """Read the files and add texts of our own grammars, split by group. ValueError where a file has
     no known format."""
     data = Dataset()
@@ -342,7 +342,7 @@ def _set_header(record: Record, name: str, value: str) -> None:
 def _put_query(rng: random.Random, r: Record, text: str) -> None:
     path, _, query = str(r["url"]).partition("?")
     pairs = query.split("&") if query else []
-    enc = quote_plus(text, errors="surrogatepass") if rng.random() < 0.8 else quote(text, errors="surrogatepass")
+    enc = (quote_plus if rng.random() < 0.8 else quote)(text, errors="surrogatepass")
     if pairs and rng.random() < 0.5:
         k = rng.randrange(len(pairs))
         pairs[k] = f"{pairs[k].partition('=')[0]}={enc}"
@@ -393,21 +393,26 @@ def _put_multipart(rng: random.Random, r: Record, text: str) -> None:
 
 
 def _put_header(rng: random.Random, r: Record, text: str) -> None:
-    name = rng.choice(["x-search", "x-api-version", "x-client-info", "x-forwarded-for", "referer", "user-agent"])
+    name = rng.choice(_HEADERS)
     _set_header(r, name, text.replace("\r", " ").replace("\n", " "))
 
 
 def _put_cookie(rng: random.Random, r: Record, text: str) -> None:
     old = next((str(v) for k, v in r["headers"].items() if str(k).lower() == "cookie"), "")
-    _set_header(r, "cookie", f"{old}; {rng.choice(_NAMES)}={quote(text, errors='surrogatepass')}".lstrip("; "))
+    new = f"{rng.choice(_NAMES)}={quote(text, errors='surrogatepass')}"
+    _set_header(r, "cookie", f"{old}; {new}".lstrip("; "))
 
 
-_NAMES = ("q id name search query text title comment message filter sort page url file path user email lang "
-          "category item data value content description note subject address city code token ref").split()
-_VALUES = ["1", "true", "en", "summer", "blue shoes", "2024-05-01", "alice@example.test", "Main Street 5", "abc123"]
+_HEADERS = ["x-search", "x-api-version", "x-client-info", "x-forwarded-for", "referer", "user-agent"]
+_NAMES = [
+    "q", "id", "name", "search", "query", "text", "title", "comment", "message", "filter", "sort", "page",
+    "url", "file", "path", "user", "email", "lang", "category", "item", "data", "value", "content", "description",
+    "note", "subject", "address", "city", "code", "token", "ref",
+]
+_VALUES = ["1", "true", "en", "summer", "blue shoes", "2024-05-01", "alice@example.test", "Main Street 5"]
 _PLACES: list[tuple[int, Callable[[random.Random, Record, str], None]]] = [
-    (30, _put_query), (12, _put_path), (20, _put_form), (25, _put_json), (6, _put_multipart), (4, _put_header),
-    (3, _put_cookie),
+    (30, _put_query), (12, _put_path), (20, _put_form), (25, _put_json), (6, _put_multipart),
+    (4, _put_header), (3, _put_cookie),
 ]
 
 

@@ -8,7 +8,7 @@ import string
 _SLOT = re.compile(r"<<(\w+)>>")
 _DEPTH_MAX = 12
 
-WORDS = (
+_WORDS = (
     "account action alpha amount apple article author balance banner basket blue board book branch budget "
     "button camera campaign card cart category center chapter choice city class client cloud color comment "
     "company contact content copy corner country course credit customer daily data date deal delivery demo "
@@ -28,7 +28,8 @@ WORDS = (
     "topic total tour town track trade train travel tree trial update user value vendor video view village "
     "visit visitor voice wallet water weather web week white window winter wonder word work world writer "
     "year young zone"
-).split()
+)
+WORDS = _WORDS.split()
 
 
 class Grammar:
@@ -75,8 +76,8 @@ def _built_in(rng: random.Random, name: str) -> str:
         case "ip":
             return ".".join(str(rng.randrange(1, 255)) for _ in range(4))
         case "host":
-            return (f"{rng.choice(WORDS)}{rng.choice(['', '-', '.'])}{rng.choice(WORDS)}."
-                    f"{rng.choice(['com', 'net', 'org', 'io', 'co', 'example', 'test', 'xyz', 'info', 'dev'])}")
+            top = rng.choice(["com", "net", "org", "io", "co", "example", "test", "xyz", "info", "dev"])
+            return f"{rng.choice(WORDS)}{rng.choice(['', '-', '.'])}{rng.choice(WORDS)}.{top}"
         case _:
             n = rng.randrange(3, 12)
             return "".join(rng.choice(string.ascii_letters + string.digits) for _ in range(n))

@@ -10,10 +10,10 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
-from native import text as native_text
-from native import trainer
 from numpy.typing import NDArray
 
+from native import text as native_text  # type: ignore[attr-defined,unused-ignore]
+from native import trainer  # type: ignore[attr-defined,unused-ignore]
 from sidecar.train.dataset import Dataset, LabelledRequest, LabelledText, Split, embed, evenly
 
 Progress = Callable[[str, float], None]
@@ -76,7 +76,7 @@ def _add_benign(bags: _Bags, w: dict[str, Any], weight: float, cap: int, rng: np
     return n
 
 
-def _add_attacks(bags: _Bags, w: dict[str, Any], weight: float, keep: NDArray[np.bool_] | None = None) -> None:
+def _add_attacks(bags: _Bags, w: dict[str, Any], weight: float) -> None:
     """One bag per text: only its highest window teaches."""
     owner = w["owner"].astype(np.int64)
     if not len(owner):
@@ -107,9 +107,10 @@ def _attack_variants(texts: list[LabelledText], fillers: list[str], rng: random.
     return [t.text if rng.random() < 0.5 else embed(rng, t.text, rng.choice(fillers)) for t in texts]
 
 
-def train_linear(data: Dataset, seed: int = 0, *, epochs: int = 4, rate: float = 0.1, attack_share: float = 0.1,
-                 window_cap: int = 120_000, attack_cap: int = 1500, own_weight: float = 1.0,
-                 splits: tuple[Split, ...] = ("train",), progress: Progress | None = None) -> LinearWeights:
+def train_linear(data: Dataset, seed: int = 0, *, epochs: int = 6, rate: float = 0.2,
+                 attack_share: float = 0.2, window_cap: int = 120_000, attack_cap: int = 8000,
+                 own_weight: float = 1.0, splits: tuple[Split, ...] = ("train",),
+                 progress: Progress | None = None) -> LinearWeights:
     """AdaGrad logistic regression on the hashed windows of the splits' benign requests, benign texts and
     attack texts. Sources count by the square root of their size; all attacks together weigh
     attack_share of all benign. ValueError where a label has no examples."""
@@ -126,9 +127,9 @@ def train_linear(data: Dataset, seed: int = 0, *, epochs: int = 4, rate: float =
     by_source: dict[str, list[LabelledRequest]] = defaultdict(list)
     for r in requests:
         by_source[r.source].append(r)
-    for k, (_, rows) in enumerate(sorted(by_source.items())):
+    for k, (_, recorded) in enumerate(sorted(by_source.items())):
         tell("benign requests", k / len(by_source))
-        _add_benign(benign, host.windows([r.record for r in rows]), 1.0, window_cap, nrng)
+        _add_benign(benign, host.windows([r.record for r in recorded]), 1.0, window_cap, nrng)
     texts: dict[tuple[int, str, str], list[LabelledText]] = defaultdict(list)
     for s in splits:
         for label in (0, 1):
@@ -156,7 +157,8 @@ def train_linear(data: Dataset, seed: int = 0, *, epochs: int = 4, rate: float =
     w, bias = trainer.fit(
         np.concatenate([x for p in parts for x in p.indices]),
         np.concatenate(([0], np.cumsum(lengths))), np.concatenate(([0], np.cumsum(windows))),
-        np.concatenate([x for p in parts for x in p.labels]), np.concatenate([x for p in parts for x in p.weights]),
+        np.concatenate([x for p in parts for x in p.labels]),
+        np.concatenate([x for p in parts for x in p.weights]),
         native_text.N_TRIGRAMS + native_text.N_TOKEN_GRAMS, epochs=epochs, rate=rate, seed=seed,
         progress=lambda e: tell("epochs", e / epochs))
     return LinearWeights(w[:native_text.N_TRIGRAMS], w[native_text.N_TRIGRAMS:], float(bias))

@@ -1,0 +1,41 @@
+"""A real Envoy in front of a real sidecar, on loopback; skipped only where Envoy isn't installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import SETTINGS, make_bundle
+
+from sidecar.demo.envoy import DemoError, find_envoy
+from sidecar.demo.stack import Stack, merge
+
+
+@pytest.fixture(scope="session")
+def envoy_binary() -> Path:
+    try:
+        return find_envoy()
+    except DemoError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def calm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models that find every request harmless."""
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "calm", 0.1)
+
+
+@pytest.fixture(scope="session")
+def settings(calm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Laid over the demo's settings: refusals by lists and counts, harmless models."""
+    models = {"bundle": str(calm_bundle), "cache": str(tmp_path_factory.mktemp("cache"))}
+    return merge(SETTINGS, {"models": models})
+
+
+@pytest.fixture(scope="module")
+def stack(envoy_binary: Path, settings: dict[str, Any]) -> Iterator[Stack]:
+    """One running stack per test module, failing open."""
+    with Stack(settings, fixed_ports=False) as running:
+        yield running

@@ -1,0 +1,131 @@
+"""Settings -> policy: routes, methods, thresholds, ranges."""
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from native.engine import Engine
+from sidecar.config import Settings, loads
+from sidecar.core import Core, open_core
+from sidecar.policy import disjoint_ranges
+
+
+def core_of(text: str) -> Core:
+    return open_core(loads(text, "test"), private=True, load_models=False)
+
+
+def route_of(engine: Engine, method: str, path: str) -> int:
+    return int(engine.decide(method, path, client="192.0.2.1").record()["route"])
+
+
+ROUTES = """
+routes:
+  - {name: exact, path: /login, methods: [POST], budget: 200us, login: true}
+  - {name: star, path: /users/*/orders, mode: observe}
+  - {name: health, path: /healthz, exempt: true}
+  - {name: deep, path: /api/**, thresholds: {block: null}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "index"),
+    [
+        ("POST", "/login", 1),
+        ("GET", "/login", 0),
+        ("POST", "/login/", 0),
+        ("POST", "/login?next=/", 1),
+        ("GET", "/users/17/orders", 2),
+        ("GET", "/users//orders", 2),
+        ("GET", "/users/17/x/orders", 0),
+        ("GET", "/users/17/orders/1", 0),
+        ("GET", "/healthz", 3),
+        ("GET", "/api", 4),
+        ("GET", "/api/", 4),
+        ("GET", "/api/a/b/c", 4),
+        ("GET", "/apix", 0),
+        ("GET", "/", 0),
+        ("GET", "", 0),
+    ],
+)
+def test_routes(method: str, path: str, index: int) -> None:
+    core = core_of(ROUTES)
+    assert route_of(core.engine(), method, path) == index
+
+
+def test_a_route_overrides_and_inherits() -> None:
+    core = core_of(ROUTES + "latency: {budget: 3ms}\n")
+    engine = core.engine()
+    login = engine.decide("POST", "/login", client="192.0.2.1").record()
+    other = engine.decide("GET", "/x", client="192.0.2.1").record()
+    assert (login["budget_us"], other["budget_us"]) == (200, 3000)
+    assert engine.decide("GET", "/users/1/orders", client="192.0.2.1").record()["mode"] == "observe"
+
+
+def test_new_settings_apply_at_once_to_running_engines() -> None:
+    core = core_of("service: {mode: enforce}")
+    engine = core.engine()
+    assert engine.decide("GET", "/").record()["mode"] == "enforce"
+    core.reload(loads("service: {mode: observe}", "test"))
+    assert engine.decide("GET", "/").record()["mode"] == "observe"
+
+
+def test_lists_and_their_order() -> None:
+    core = core_of("lists: {block: [192.0.2.0/24, '2001:db8::/32'], allow: [192.0.2.128/25]}")
+    engine = core.engine()
+    assert engine.decide("GET", "/", client="192.0.2.5").reasons == ["blocked_range"]
+    assert engine.decide("GET", "/", client="192.0.2.200").action == "allow"
+    assert engine.decide("GET", "/", client="2001:db8:1::1").action == "block"
+    assert engine.decide("GET", "/", client="198.51.100.1").action == "allow"
+
+
+def test_allow_listed_clients_are_never_refused_but_it_shows() -> None:
+    core = core_of("lists: {allow: [192.0.2.1]}")
+    engine = core.engine()
+    for i in range(30):
+        verdict = engine.decide("POST", "/login", client="192.0.2.1", ts=1000.0 + i)
+        engine.respond(verdict, 401, ts=1000.5 + i)
+    assert verdict.action == "tag"
+    assert verdict.reasons[-1] == "allow_listed"
+
+
+def test_exempt_routes_are_not_read() -> None:
+    core = core_of(ROUTES)
+    verdict = core.engine().decide("GET", "/healthz", client="192.0.2.1")
+    assert verdict.reasons == ["exempt_route"]
+    assert core.arena.knows("192.0.2.1") == 0
+
+
+networks = st.one_of(
+    st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 32)).map(lambda t: ipaddress.ip_network(t, strict=False)),
+    st.tuples(st.integers(0, 2**128 - 1), st.integers(1, 128)).map(
+        lambda t: ipaddress.ip_network((t[0], t[1]), strict=False) if t[0] > 2**32 else ipaddress.ip_network("::/1")
+    ),
+)
+
+
+@given(st.lists(networks, max_size=12), st.lists(networks, max_size=12), st.data())
+def test_ranges_mean_what_the_lists_say(allow: list, block: list, data: st.DataObject) -> None:
+    ranges = disjoint_ranges(allow, block)
+    for (_, high, _), (low, _, _) in zip(ranges, ranges[1:], strict=False):
+        assert high < low  # sorted and disjoint: what the binary search needs
+    probes = [n.network_address for n in allow + block] + [n.broadcast_address for n in allow + block]
+    probes.append(ipaddress.ip_address(data.draw(st.integers(0, 2**32 - 1))))
+    for probe in probes:
+        packed = probe.packed if probe.version == 6 else bytes(10) + b"\xff\xff" + probe.packed
+        got = next((action for low, high, action in ranges if low <= packed <= high), None)
+
+        def within(networks: list, probe: object = probe) -> bool:
+            return any(n.version == probe.version and probe in n for n in networks)
+
+        mapped = probe.version == 6 and probe.ipv4_mapped is not None
+        if not mapped and not any(n.version == 6 and ipaddress.ip_address("::ffff:0:0") in n for n in allow + block):
+            want = 0 if within(allow) else 4 if within(block) else None
+            assert got == want
+
+
+def test_defaults_compile() -> None:
+    core = open_core(Settings(), private=True, load_models=False)
+    assert core.engine().decide("GET", "/", client="192.0.2.1").action == "allow"
