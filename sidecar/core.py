@@ -44,11 +44,13 @@ class Core:
         self.arena = arena
         self.models = models
         self._lock_fd = lock_fd
+        # nobody waits on a private core: results must not depend on how busy the machine is
+        self._unhurried = lock_fd is None
         self._engines: list[Engine] = []
         arena.write_policy(compile_policy(settings))
 
     def engine(self, keep_features: bool = False) -> Engine:
-        engine = Engine(self.arena, self.models, keep_features)
+        engine = Engine(self.arena, self.models, keep_features, self._unhurried)
         self._engines.append(engine)
         return engine
 

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, model_validator
 from sidecar.config.detectors import Detectors
 from sidecar.config.section import (
     BUDGET_MAX,
+    LISTED_MAX,
     RESTART,
     ROUTES_MAX,
     ActionName,
@@ -461,12 +462,12 @@ class Lists(Section):
 
     allow: tuple[NetworkRange, ...] = Field(
         (),
-        max_length=1024,
+        max_length=LISTED_MAX,
         description="Never refused; wins over everything else.",
         examples=[["10.0.0.0/8", "2001:db8::/32"]],
     )
     block: tuple[NetworkRange, ...] = Field(
-        (), max_length=1024, description="Always refused.", examples=[["198.51.100.0/24"]]
+        (), max_length=LISTED_MAX, description="Always refused.", examples=[["198.51.100.0/24"]]
     )
 
 
