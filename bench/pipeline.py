@@ -15,17 +15,17 @@ from typing import Any
 
 import click
 import numpy as np
+from native.engine import STAGES_NAMES, ArenaFile, Engine, Models
 from rich.console import Console
 from rich.table import Table
 
-from native.engine import STAGES_NAMES, ArenaFile, Engine, Models
 from sidecar.bundle import load_bundle, prepare_runtime
 from sidecar.config import Settings
 from sidecar.core import DEFAULT_BUNDLE, default_cache
 from sidecar.policy import compile_policy
 
 BROWSER = [
-    ("user-agent", "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36"),
+    ("user-agent", "Mozilla/5.0 (X11; Linux x86_64; rv:143.0) Gecko/20100101 Firefox/143.0"),
     ("accept", "application/json"),
     ("accept-encoding", "gzip, br"),
     ("accept-language", "en-GB,en;q=0.8"),
@@ -55,7 +55,7 @@ CASES: dict[str, tuple[str, str, list[tuple[str, str]], str | None]] = {
         [*BROWSER, ("content-type", "application/json")],
         BODY,
     ),
-    "GET, an attack": ("GET", "/api/v1/products?id=1%27%20UNION%20SELECT%20name,pass%20FROM%20users--%20", BROWSER, None),
+    "GET, an attack": ("GET", "/api/v1/products?id=1%27%20UNION%20SELECT%20a,b%20FROM%20users--%20", BROWSER, None),
 }
 CLIENTS = (1_000, 65_536, 1_000_000)
 

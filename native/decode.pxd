@@ -235,8 +235,9 @@ cdef inline uint32_t fold_text(const uint8_t *src, uint32_t n, uint8_t *dst) noe
                     i += overlong(src + i, n - i, c)
                     c = src[i - 1] & 0x3f
                     f = or_fold[c]
-                elif c == 0xe2 and i + 1 < n and ((src[i] == 0x88 and (src[i + 1] == 0x95 or src[i + 1] == 0x96))
-                                                  or (src[i] == 0x81 and src[i + 1] == 0x84)):
+                elif c == 0xe2 and i + 1 < n \
+                        and ((src[i] == 0x88 and (src[i + 1] == 0x95 or src[i + 1] == 0x96))
+                             or (src[i] == 0x81 and src[i + 1] == 0x84)):
                     c = c'\\' if src[i + 1] == 0x96 else c'/'      # U+2215, U+2216, U+2044
                     i += 2
                     f = 0

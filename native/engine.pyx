@@ -197,7 +197,8 @@ cdef class ArenaFile:
         cdef uint64_t g = self.arena.head.policy_generation + 1
         cdef Policy *p = &self.arena.policy[g & 1]
         cdef int i
-        if len(spec["routes"]) > ROUTES_MAX or len(spec["ranges"]) > RANGES_MAX or len(spec["principals"]) > PRINCIPALS_MAX:
+        if (len(spec["routes"]) > ROUTES_MAX or len(spec["ranges"]) > RANGES_MAX
+                or len(spec["principals"]) > PRINCIPALS_MAX):
             raise ValueError("too many routes, ranges or principals for the policy")
         memset(p, 0, sizeof(Policy))
         p.written_us = or_unix_us()
@@ -217,7 +218,8 @@ cdef class ArenaFile:
         for i, source in enumerate(spec["principals"]):
             p.principal[i].kind = source["kind"]
             p.principal[i].name_n = <uint8_t>put(p.principal[i].name, NAME_MAX, source["name"], "client.principal")
-            p.principal[i].claim_n = <uint8_t>put(p.principal[i].claim, NAME_MAX, source.get("claim", ""), "client.principal")
+            p.principal[i].claim_n = <uint8_t>put(p.principal[i].claim, NAME_MAX, source.get("claim", ""),
+                                                  "client.principal")
         p.n_principals = len(spec["principals"])
         for i, detector in enumerate(spec["detectors"][:DETECTORS]):
             p.detector[i].enabled = detector["enabled"]
