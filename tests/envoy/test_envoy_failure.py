@@ -275,9 +275,14 @@ def test_envoy_counts_no_protocol_errors(stack: Stack) -> None:
         return value
 
     assert one("ext_proc.outrider.streams_started") >= 20
-    assert one("ext_proc.outrider.stream_msgs_received") >= 40
-    for fault in ("spurious_msgs_received", "streams_failed", "failure_mode_allowed", "message_timeouts",
-                  "rejected_header_mutations"):
+    assert one("ext_proc.outrider.stream_msgs_received") >= 30
+    for fault in (
+        "spurious_msgs_received",
+        "streams_failed",
+        "failure_mode_allowed",
+        "message_timeouts",
+        "rejected_header_mutations",
+    ):
         assert one(f"ext_proc.outrider.{fault}") == 0, fault
     assert one("cluster.outrider.http2.rx_messaging_error") == 0
     assert one("cluster.outrider.upstream_cx_protocol_error") == 0
