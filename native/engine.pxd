@@ -35,9 +35,11 @@ cdef struct Worker:
     CounterSlot *counters
     uint64_t policy_generation
     uint64_t random
+    uint8_t unhurried            # no stage is skipped for lack of time: training, replay, tests
     float stage_ns[6]            # running mean cost of each stage
     float text_ns_per_byte
     uint32_t since_stage_run[6]  # decisions since a stage last ran: its estimate is aged when starved
+    uint8_t anonymous            # look at the text alone: no principal is read from the headers
     float behaviour[32]          # the last row, for training and for people
     TreeScratch trees
     TextScratch text
@@ -53,10 +55,10 @@ cdef inline void count(Worker *w, int what, uint64_t n) noexcept nogil:
 cdef inline bint worker_refresh(Worker *w) noexcept nogil:
     """Take over a new policy, if there is one. False while there never was any."""
     cdef uint64_t g = or_load64(&w.arena.head.policy_generation)
-    cdef int tries
+    cdef int _tries
     if g == w.policy_generation:
         return g != 0
-    for tries in range(8):
+    for _tries in range(8):
         memcpy(&w.policy, &w.arena.policy[g & 1], sizeof(Policy))
         or_fence_acquire()
         if or_load64(&w.arena.head.policy_generation) == g and w.policy.generation == g:
@@ -72,8 +74,8 @@ cdef inline bint worker_refresh(Worker *w) noexcept nogil:
 cdef inline ModelSet *worker_models(Worker *w) noexcept nogil:
     """The current models, marked as in use (a hazard pointer: write, then look again)."""
     cdef ModelSet *m
-    cdef int tries
-    for tries in range(16):
+    cdef int _tries
+    for _tries in range(16):
         m = <ModelSet *>or_load64(<uint64_t *>&w.slot.current)
         or_store64(<uint64_t *>&w.in_use, <uint64_t>m)
         or_fence_full()
@@ -407,7 +409,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     cdef Finding f
     cdef float unusual = 0, xgboost = NAN, forest = NAN
     cdef int at, action
-    cdef bint allow_listed = False, has_row
+    cdef bint allow_listed = False, has_row, hurried
 
     memset(d, 0, sizeof(Decision))
     memset(&f, 0, sizeof(f))
@@ -424,11 +426,12 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     route = &w.policy.route[d.route]
     d.mode = route.mode
     d.budget_us = route.budget_us
-    if route.budget_us:
+    hurried = route.budget_us != 0 and not w.unhurried
+    if hurried:
         deadline = start + route.budget_us * <uint64_t>1000
     if r.client_key == 0 and r.has_address:
         r.client_key = address_key(r.address, w.arena.head.key)
-    if r.principal_key == 0 and w.policy.n_principals:
+    if r.principal_key == 0 and w.policy.n_principals and not w.anonymous:
         r.principal_key = principal_of(r, &w.policy, w.arena.head.key, w.token)
     d.client_key = r.client_key
     d.principal_key = r.principal_key
@@ -485,7 +488,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         todo |= (1 << STAGE_TEXT) | (1 << STAGE_XGBOOST) | (1 << STAGE_FOREST)
     bytes = r.path.n + r.query.n + 64 * r.n_headers
     bytes += r.body.n if r.body.n < w.policy.text.body_bytes_max else w.policy.text.body_bytes_max
-    skip = plan_skips(w, todo, now, deadline, bytes) if route.budget_us else 0
+    skip = plan_skips(w, todo, now, deadline, bytes) if hurried else 0
     has_row = False
     if not skip & (1 << STAGE_BEHAVIOUR):
         has_row = look_at_client(w, r, &shape, by_address, by_principal, d, &f)
@@ -502,7 +505,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     # 5. language side: the worst value, first by the linear kernel, then by the trees
     todo &= ~(<uint32_t>1 << STAGE_BEHAVIOUR)
     d.skipped = skip & (1 << STAGE_BEHAVIOUR)
-    if todo and route.budget_us:
+    if todo and hurried:
         skip = plan_skips(w, todo, now, deadline, bytes)
         d.skipped |= skip
     elif todo == 0:
@@ -517,7 +520,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         if w.found.overrun:
             d.skipped |= 1 << STAGE_TEXT
         todo = (1 << STAGE_XGBOOST) | (1 << STAGE_FOREST)
-        if route.budget_us:
+        if hurried:
             skip = plan_skips(w, todo, now, deadline, 0)
             d.skipped |= skip
         if not skip & (1 << STAGE_XGBOOST):

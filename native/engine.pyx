@@ -197,7 +197,8 @@ cdef class ArenaFile:
         cdef uint64_t g = self.arena.head.policy_generation + 1
         cdef Policy *p = &self.arena.policy[g & 1]
         cdef int i
-        if len(spec["routes"]) > ROUTES_MAX or len(spec["ranges"]) > RANGES_MAX or len(spec["principals"]) > PRINCIPALS_MAX:
+        if (len(spec["routes"]) > ROUTES_MAX or len(spec["ranges"]) > RANGES_MAX
+                or len(spec["principals"]) > PRINCIPALS_MAX):
             raise ValueError("too many routes, ranges or principals for the policy")
         memset(p, 0, sizeof(Policy))
         p.written_us = or_unix_us()
@@ -217,7 +218,8 @@ cdef class ArenaFile:
         for i, source in enumerate(spec["principals"]):
             p.principal[i].kind = source["kind"]
             p.principal[i].name_n = <uint8_t>put(p.principal[i].name, NAME_MAX, source["name"], "client.principal")
-            p.principal[i].claim_n = <uint8_t>put(p.principal[i].claim, NAME_MAX, source.get("claim", ""), "client.principal")
+            p.principal[i].claim_n = <uint8_t>put(p.principal[i].claim, NAME_MAX, source.get("claim", ""),
+                                                  "client.principal")
         p.n_principals = len(spec["principals"])
         for i, detector in enumerate(spec["detectors"][:DETECTORS]):
             p.detector[i].enabled = detector["enabled"]
@@ -558,7 +560,8 @@ cdef class Verdict:
 cdef class Engine:
     """Decides. One per thread; engines share the arena and the models.
 
-    keep_features: attach the feature rows to each Verdict (training, explanations)."""
+    keep_features: attach the feature rows to each Verdict (training, explanations). unhurried: skip no
+    stage for lack of time, so that the same input gives the same output (training, replay)."""
     cdef Worker *worker
     cdef ExtProcHost host
     cdef readonly ArenaFile arena
@@ -566,7 +569,8 @@ cdef class Engine:
     cdef public bint keep_features
     cdef Header headers[128]
 
-    def __cinit__(self, ArenaFile arena not None, Models models=None, bint keep_features=False):
+    def __cinit__(self, ArenaFile arena not None, Models models=None, bint keep_features=False,
+                  bint unhurried=False):
         self.arena = arena
         self.models = Models() if models is None else models
         self.keep_features = keep_features
@@ -574,6 +578,7 @@ cdef class Engine:
         if self.worker == NULL:
             raise MemoryError
         worker_init(self.worker, &arena.arena, &self.models.slot)
+        self.worker.unhurried = unhurried
         self.models.register(<uintptr_t>self.worker)
         memset(&self.host, 0, sizeof(self.host))
         self.host.ctx = self.worker
@@ -602,12 +607,14 @@ cdef class Engine:
     def load_models(self, folder):
         self.models.load(folder)
 
-    def decide(self, method, url, headers=None, body=None, client=None, principal=None, ts=None):
+    def decide(self, method, url, headers=None, body=None, client=None, principal=None, ts=None,
+               bint anonymous=False):
         """Decide on one request.
 
         method, url: str or bytes; url with its query, absolute or not. headers: list of (name, value)
         or a dict. body: bytes, str or None. client: an IP address or any other name; principal: any
-        name. ts: unix seconds, None for now. Returns a Verdict."""
+        name. ts: unix seconds, None for now. anonymous: no principal is read from the headers, so that
+        without a client the text alone is judged. Returns a Verdict."""
         cdef Request r
         cdef Verdict v = Verdict()
         cdef bytes m = as_bytes(method), u = as_bytes(url), b = None, name, value
@@ -668,8 +675,10 @@ cdef class Engine:
             r.principal_key = siphash24(name, len(name), self.arena.arena.head.key[0],
                                         self.arena.arena.head.key[1]) | 1
         r.time_us = or_unix_us() if ts is None else <int64_t>(<double>ts * 1e6)
+        self.worker.anonymous = anonymous
         with nogil:
             worker_decide(self.worker, &r, &v.d)
+        self.worker.anonymous = False
         if self.keep_features:
             v.behaviour = np.empty(BEHAVIOUR_FEATURES, np.float32)
             row = v.behaviour

@@ -19,11 +19,12 @@ from libc.string cimport memchr, memcpy, memset
 from native.address cimport forwarded_address, parse_address
 from native.base cimport (ACTION_THROTTLE, BODY_NONE, BODY_PART, BODY_WHOLE, Request, Slice, or_now_ns,
                           or_unix_us, slice_is, slice_is_nocase)
-from native.extproc_pool cimport (BODY_MODE_BUFFERED, BODY_MODE_BUFFERED_PARTIAL, BODY_MODE_NONE, OUT_BYTES,
-                                  PHASE_BODY, PHASE_DECIDED, PHASE_FAULT, PHASE_REFUSED, PHASE_RESPONSE,
-                                  PHASE_START, STREAM_BODY_BYTES_MAX, STREAM_MESSAGE_BYTES_MAX, Answer,
-                                  BodyPlan, ExtProcHost, StreamPool, StreamState, buffer_give, buffer_size,
-                                  buffer_take, stream_free, stream_release_buffers)
+from native.extproc_pool cimport (BODY_MODE_BUFFERED, BODY_MODE_BUFFERED_PARTIAL, BODY_MODE_NONE,
+                                  BODY_MODE_STREAMED, OUT_BYTES, PHASE_BODY, PHASE_DECIDED, PHASE_FAULT,
+                                  PHASE_REFUSED, PHASE_RESPONSE, PHASE_START, STREAM_BODY_BYTES_MAX,
+                                  STREAM_MESSAGE_BYTES_MAX, Answer, BodyPlan, ExtProcHost, StreamPool,
+                                  StreamState, buffer_give, buffer_size, buffer_take, stream_free,
+                                  stream_release_buffers)
 from native.extproc_read cimport (FAULT_AFTER_END, FAULT_BODY_FIRST, FAULT_HEADERS_TWICE, FAULT_INTERNAL,
                                   FAULT_NO_METHOD, FAULT_NO_PATH, FAULT_NO_STATUS,
                                   FAULT_REQUEST_AFTER_RESPONSE, FAULT_RESPONSE_TWICE, FAULT_TOO_LARGE,
@@ -212,6 +213,10 @@ cdef inline bint body_wanted(StreamState *s, const ExtProcHost *host) noexcept n
         return False
     s.plan_mode = plan.mode
     s.body_limit = plan.limit_bytes if plan.limit_bytes < STREAM_BODY_BYTES_MAX else STREAM_BODY_BYTES_MAX
+    # A proxy that buffers a body longer than its own buffer refuses it (413) or, where it came too
+    # fast, waits for ever. Only one that is known to be short may be asked for as a whole.
+    if s.plan_mode == BODY_MODE_BUFFERED and s.content_length > s.body_limit:
+        s.plan_mode = BODY_MODE_BUFFERED_PARTIAL
     return True
 
 
@@ -243,14 +248,15 @@ cdef inline int on_request_headers(StreamPool *pool, StreamState *s, const ExtPr
 cdef inline int on_request_body(StreamPool *pool, StreamState *s, const ExtProcHost *host, Slice message,
                                 Slice chunk, bint end, Slice *out) noexcept nogil:
     cdef bint was_waiting = s.phase == PHASE_BODY
-    cdef bint whole, fits
+    cdef bint single, whole, fits
     s.request.body_bytes += chunk.n
     s.end_of_request = end
     if was_waiting:
-        # a buffered body comes in one message, without end_of_stream where trailers follow. Where the
+        # A buffered body comes in one message, without end_of_stream where trailers follow. Where the
         # proxy announced chunks it may not have taken our override: then only the end counts.
-        whole = end or (s.plan_mode == BODY_MODE_BUFFERED and s.announced_body != 1)
-        if s.body_n == 0 and (whole or chunk.n > s.body_limit or s.plan_mode == BODY_MODE_BUFFERED_PARTIAL):
+        single = s.plan_mode != BODY_MODE_STREAMED and s.announced_body != 1
+        whole = end or (single and s.plan_mode == BODY_MODE_BUFFERED)
+        if s.body_n == 0 and (end or single or chunk.n > s.body_limit):
             # nothing kept so far: no need to copy
             fits = chunk.n <= s.body_limit
             s.request.body.p = chunk.p
@@ -260,7 +266,7 @@ cdef inline int on_request_body(StreamPool *pool, StreamState *s, const ExtProcH
             decide(pool, s, host)
         else:
             fits = keep_body(pool, s, chunk)
-            if whole or not fits:
+            if end or not fits:
                 decide_on_kept(pool, s, host, BODY_WHOLE if fits else BODY_PART)
         if s.phase == PHASE_REFUSED:
             return refuse(pool, s, host, out)
@@ -398,6 +404,19 @@ cdef inline int stream_message(StreamPool *pool, StreamState *s, const ExtProcHo
         pool.counts.faults += 1
         stream_release_buffers(pool, s)
     return result
+
+
+cdef inline int stream_expire(StreamPool *pool, StreamState *s, const ExtProcHost *host,
+                              Slice *out) noexcept nogil:
+    """The transport will wait no longer. A request still waiting for its body is decided on what came
+    of it; STREAM_SEND: it is refused, out is what to send. Otherwise the transport just ends the stream
+    well, and the proxy goes on without us: an error here would let slow clients choose how we fail."""
+    out.p = NULL
+    out.n = 0
+    if s.phase != PHASE_BODY:
+        return STREAM_SILENT
+    decide_on_kept(pool, s, host, BODY_PART)
+    return refuse(pool, s, host, out) if s.phase == PHASE_REFUSED else STREAM_SILENT
 
 
 cdef inline void stream_close(StreamPool *pool, StreamState *s, const ExtProcHost *host) noexcept nogil:

@@ -13,7 +13,7 @@ from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_NONE, PROT
 
 from native.address cimport parse_address
 from native.base cimport PLACE_MAX, Decision, Request, Slice, or_now_ns
-from native.extproc cimport stream_close, stream_message
+from native.extproc cimport stream_close, stream_expire, stream_message
 from native.extproc_pool cimport (ANSWER_BYTES_MAX, STREAM_BODY_BYTES_MAX, STREAM_HEADER_BYTES_MAX,
                                   STREAM_MESSAGE_BYTES_MAX, Answer, BodyPlan, ExtProcHost, StreamPool,
                                   StreamState, buffers_trim, pool_init, stream_free, stream_open)
@@ -96,6 +96,16 @@ cdef class ExtProcStream:
         if result < 0:
             raise ProtocolError((<bytes>or_fault_text(result)).decode())
         return None
+
+    def expire(self) -> bytes | None:
+        """Nothing came for too long: a request still waiting for its body is decided on what is known.
+
+        Returns a last message to send when it is refused; in either case end the stream without an error.
+        """
+        cdef Slice out
+        if self.state == NULL:
+            raise ValueError("the stream is closed")
+        return self.answered(stream_expire(&the_pool, self.state, self.host, &out), &out)
 
     def message_before_a_wall(self, bytes data not None) -> bytes | None:
         """message(), with the data ending where readable memory ends: one byte read too far is a crash

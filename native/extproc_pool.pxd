@@ -17,6 +17,7 @@ cdef enum:
     STREAM_HEADER_BYTES_MAX = 65536      # names + values of one request; the rest is dropped and counted
     STREAM_BODY_BYTES_MAX = 1048576      # whatever a route's limit says
     ANSWER_BYTES_MAX = 65536             # body of a refusal; a longer one is left out
+    NO_LENGTH = 0xffffffff
     BUFFER_CLASSES = 9                   # 4 KiB << class, up to STREAM_BODY_BYTES_MAX
     BUFFER_BYTES_MIN = 4096
     OUT_BYTES = STREAM_MESSAGE_BYTES_MAX + 131072
@@ -24,14 +25,15 @@ cdef enum:
 
 cdef enum BodyMode:
     BODY_MODE_NONE = 0
-    BODY_MODE_BUFFERED = 1               # held back by the proxy until all of it is here; too long is a 413
+    BODY_MODE_BUFFERED = 1               # held back by the proxy until all of it is here
     BODY_MODE_STREAMED = 2               # passed on while it is read; headers cannot be changed any more
     BODY_MODE_BUFFERED_PARTIAL = 3       # held back up to the proxy's buffer limit, decided on that part
 
 
 cdef struct BodyPlan:
     # zero on entry of the host's plan()
-    uint8_t mode                         # BodyMode
+    # BodyMode. BUFFERED needs a content-length within the limit; without, BUFFERED_PARTIAL is asked for
+    uint8_t mode
     uint32_t limit_bytes                 # 0: no body; more than STREAM_BODY_BYTES_MAX is cut to it
     uint8_t decide_now                   # decide on the headers alone, whatever the mode says
 
@@ -82,6 +84,7 @@ cdef struct StreamState:
     uint32_t body_n
     uint32_t body_limit
     uint32_t header_bytes
+    uint64_t content_length              # NO_LENGTH: not given, or no number
     int fault
     int8_t block_class
     int8_t body_class
@@ -203,6 +206,7 @@ cdef inline StreamState *stream_open(StreamPool *pool) noexcept nogil:
         pool.states += 1
     # all but the header table, which n_headers guards
     memset(s, 0, sizeof(StreamState) - sizeof(s.headers))
+    s.content_length = NO_LENGTH
     pool.live += 1
     return s
 

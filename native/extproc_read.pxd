@@ -3,11 +3,11 @@
 Nothing is trusted and nothing recurses: what is not needed is skipped by its length. Slices
 of the request point into the message afterwards.
 """
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from native.address cimport forwarded_add
 from native.base cimport HEADERS_MAX, Header, Slice, lower, slice_is, slice_is_nocase
-from native.extproc_pool cimport STREAM_HEADER_BYTES_MAX, ExtProcHost, StreamState
+from native.extproc_pool cimport NO_LENGTH, STREAM_HEADER_BYTES_MAX, ExtProcHost, StreamState
 from native.extproc_reply cimport IN_REQUEST_HEADERS, IN_RESPONSE_TRAILERS, is_ours
 from native.pbwire cimport PB_BYTES, PB_VARINT, PbField, PbReader, pb_is, pb_next, pb_reader
 
@@ -70,6 +70,19 @@ cdef inline bint take_pseudo(StreamState *s, Slice value, Slice *field, uint8_t 
     return True
 
 
+cdef inline uint64_t read_length(Slice v) noexcept nogil:
+    """Up to nine digits; NO_LENGTH otherwise, which is more than any limit too."""
+    cdef uint64_t n = 0
+    cdef uint32_t i
+    if v.n == 0 or v.n > 9:
+        return NO_LENGTH
+    for i in range(v.n):
+        if not 48 <= v.p[i] <= 57:
+            return NO_LENGTH
+        n = n * 10 + <uint64_t>(v.p[i] - 48)
+    return n
+
+
 cdef inline bint take_request_header(StreamState *s, const ExtProcHost *host, Slice name,
                                      Slice value) noexcept nogil:
     """One header into the request; False, and s.fault set, when it may not be there."""
@@ -98,6 +111,8 @@ cdef inline bint take_request_header(StreamState *s, const ExtProcHost *host, Sl
     if (name.n == 12 and slice_is_nocase(name, "content-type", 12) and value.n >= 16
             and starts_nocase(value, "application/grpc", 16)):
         s.is_grpc = 1
+    if name.n == 14 and slice_is_nocase(name, "content-length", 14):
+        s.content_length = read_length(value)
     if (s.request.n_headers >= HEADERS_MAX or name.n > STREAM_HEADER_BYTES_MAX
             or value.n > STREAM_HEADER_BYTES_MAX
             or s.header_bytes + name.n + value.n > STREAM_HEADER_BYTES_MAX):

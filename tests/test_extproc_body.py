@@ -26,6 +26,7 @@ from tests.extproc_messages import (
     set_headers,
 )
 
+SHORT = ("content-length", "7")
 CONTINUE_BODY = pb.ProcessingResponse(request_body=pb.BodyResponse(response=pb.CommonResponse()))
 
 
@@ -44,7 +45,7 @@ def announced(mode: int, **more: int) -> pb.ProtocolConfiguration:
     (BUFFERED, Mode.BUFFERED), (STREAMED, Mode.STREAMED), (BUFFERED_PARTIAL, Mode.BUFFERED_PARTIAL)])
 def test_body_is_asked_for_by_mode_override(mode: int, asked: int) -> None:
     talk = talk_with(mode)
-    answer = talk.expect(request_headers([("x-outrider-action", "allow"), ("a", "b")], end=False))
+    answer = talk.expect(request_headers([("x-outrider-action", "allow"), SHORT], end=False))
     assert answer.mode_override == Mode(
         response_header_mode=Mode.SEND, request_body_mode=asked, request_trailer_mode=Mode.SEND)
     # no verdict yet: what the client forged goes, nothing is set
@@ -54,7 +55,16 @@ def test_body_is_asked_for_by_mode_override(mode: int, asked: int) -> None:
     assert not answer.HasField("dynamic_metadata")
     assert talk.host.requests == []
     (planned,) = talk.host.planned
-    assert planned["headers"] == [(b"x-outrider-action", b"allow"), (b"a", b"b")]
+    assert planned["headers"] == [(b"x-outrider-action", b"allow"), (b"content-length", b"7")]
+
+
+@pytest.mark.parametrize(("length", "asked"), [
+    *((fine, Mode.BUFFERED) for fine in ("0", "1000", "0001000")),
+    *((other, Mode.BUFFERED_PARTIAL) for other in ("1001", None, "", "-1", "1e2", "9999999999", str(2**64)))])
+def test_only_a_body_known_to_be_short_is_asked_for_as_a_whole(length: str | None, asked: int) -> None:
+    talk = talk_with(BUFFERED, 1000)
+    headers = [] if length is None else [("Content-Length", length)]
+    assert talk.expect(request_headers(headers, end=False)).mode_override.request_body_mode == asked
 
 
 def test_override_keeps_the_response_body_mode() -> None:
@@ -78,7 +88,7 @@ def test_no_body_is_asked_for(mode: int, limit_bytes: int, decide_now: int, end:
 @pytest.mark.parametrize("end", [True, False])  # without where trailers follow
 def test_buffered_body(end: bool) -> None:
     talk = talk_with(BUFFERED)
-    talk.expect(request_headers([("content-type", "application/json")], end=False))
+    talk.expect(request_headers([("content-type", "application/json"), SHORT], end=False))
     answer = talk.expect(request_body(b'{"a":1}', end))
     (request,) = talk.host.requests
     assert request["body"] == b'{"a":1}'
@@ -86,7 +96,7 @@ def test_buffered_body(end: bool) -> None:
     assert request["body_bytes"] == 7
     assert request["path"] == b"/api/items"
     assert request["query"] == b"q=1&p=2"
-    assert request["headers"] == [(b"content-type", b"application/json")]
+    assert request["headers"] == [(b"content-type", b"application/json"), (b"content-length", b"7")]
     assert "x-outrider-score" in set_headers(answer.request_body.response.header_mutation)
     assert answer.HasField("dynamic_metadata")
     if not end:
@@ -184,9 +194,10 @@ def test_partly_buffered_body() -> None:
         assert talk.host.requests[0]["body_state"] == state
 
 
-def test_proxy_that_keeps_streaming_is_not_taken_for_a_buffering_one() -> None:
+@pytest.mark.parametrize("headers", [[], [("content-length", "9")]])
+def test_proxy_that_keeps_streaming_is_not_taken_for_a_buffering_one(headers: list[tuple[str, str]]) -> None:
     talk = talk_with(BUFFERED)
-    talk.expect(request_headers(end=False, protocol_config=announced(Mode.STREAMED)))
+    talk.expect(request_headers(headers, end=False, protocol_config=announced(Mode.STREAMED)))
     talk.expect(request_body(b"harm", False))
     assert talk.host.requests == []
     talk.expect(request_body(b"less?", True))
@@ -213,6 +224,27 @@ def test_stream_that_ends_in_its_body_is_decided_on_what_came() -> None:
     (request,) = talk.host.requests
     assert (request["body"], request["body_state"]) == (b"abc", BODY_PART)
     assert talk.host.responses == []
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+def test_expiry_decides_on_what_came(blocked: bool) -> None:
+    talk = talk_with(STREAMED)
+    if blocked:
+        talk.host.refuse(BLOCK)
+    assert talk.stream.expire() is None
+    talk.expect(request_headers(end=False))
+    talk.expect(request_body(b"abc", False))
+    answer = talk.stream.expire()
+    (request,) = talk.host.requests
+    assert (request["body"], request["body_state"]) == (b"abc", BODY_PART)
+    assert (answer is not None) == blocked
+    if answer is not None:
+        assert pb.ProcessingResponse.FromString(answer).HasField("immediate_response")
+    assert talk.stream.expire() is None
+    talk.stream.close()
+    assert len(talk.host.requests) == 1
+    with pytest.raises(ValueError, match="closed"):
+        talk.stream.expire()
 
 
 def test_stream_that_is_dropped_asks_nobody() -> None:

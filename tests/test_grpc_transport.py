@@ -128,9 +128,8 @@ async def test_client_that_never_ends_its_stream(rig: Rig) -> None:
         await asyncio.sleep(0.2)
         await call.write(request_body(b"x", False))
         await call.read()
-    code, details = await failure(call)
-    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert "idle" in details
+    assert await call.read() is grpc.aio.EOF
+    assert (await failure(call))[0] is grpc.StatusCode.OK
     assert time.monotonic() - begun > 0.9
     await rig.settled()
     assert rig.transport.streams_idle_closed == 1
@@ -141,8 +140,23 @@ async def test_client_that_never_ends_its_stream(rig: Rig) -> None:
 async def test_client_that_says_nothing(rig: Rig) -> None:
     call = rig.process()
     await call.wait_for_connection()
-    assert (await failure(call))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (await failure(call))[0] is grpc.StatusCode.OK
     await rig.settled()
+    assert rig.transport.streams_idle_closed == 1
+
+
+async def test_dribbling_client_is_refused_on_what_came(rig: Rig) -> None:
+    rig.host.body_mode = STREAMED
+    rig.host.refuse(BLOCK)
+    call = rig.process()
+    await call.write(request_headers(end=False))
+    assert (await call.read()).HasField("mode_override")
+    await call.write(request_body(b"evil", False))
+    await call.read()
+    assert (await call.read()).immediate_response.status.code == 403
+    assert (await failure(call))[0] is grpc.StatusCode.OK
+    await rig.settled()
+    assert [r["body"] for r in rig.host.requests] == [b"evil"]
 
 
 async def test_reset_in_the_middle(rig: Rig) -> None:
@@ -200,6 +214,9 @@ class Broken:
     def message(self, data: bytes) -> bytes | None:
         raise RuntimeError(f"secret {data!r}")
 
+    def expire(self) -> bytes | None:
+        raise RuntimeError("expired")
+
     def close(self) -> None:
         raise RuntimeError("again")
 
@@ -230,6 +247,18 @@ async def test_failure_is_an_error_and_never_an_answer(
         if expected is grpc.StatusCode.INTERNAL:
             assert rig.transport.internal_errors == 3
             assert len([r for r in caplog.records if r.name == "outrider.transport"]) == 1
+    finally:
+        await rig.close()
+
+
+async def test_failure_when_idle_is_an_error(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, QUICK, Broken)
+    await rig.open()
+    try:
+        call = rig.process()
+        await call.wait_for_connection()
+        assert (await failure(call))[0] is grpc.StatusCode.INTERNAL
+        assert rig.transport.internal_errors == 1
     finally:
         await rig.close()
 
@@ -265,10 +294,13 @@ async def test_drain_has_an_end(rig: Rig) -> None:
     call = rig.process()
     await call.write(request_headers(end=False))
     await call.read()
+    rig.host.refuse(BLOCK)
     begun = time.monotonic()
     await rig.transport.stop(0.2)
     assert 0.1 < time.monotonic() - begun < 2
-    assert (await failure(call))[0] is not grpc.StatusCode.OK
+    # decided on what had come, and ended well
+    assert (await call.read()).HasField("immediate_response")
+    assert (await failure(call))[0] is grpc.StatusCode.OK
     assert rig.transport.streams_active == 0
     await rig.transport.stop(1)  # once more is fine
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,7 @@ def test_scoring_without_client_or_time_leaves_the_windows_alone() -> None:
             "/login",
             ts=None if i % 2 else float(i),
             client="192.0.2.1" if i % 2 else None,
+            headers=[("X-Api-Key", "k")],
             status=401,
             body=b'{"user":"a","password":"b"}',
         )
@@ -329,3 +331,30 @@ def test_what_cannot_be_done_is_said(command: Any, tmp_path: Path) -> None:
     log.write_text('{"method": "GET", "url": "/"}\n')
     result = run(command, [str(log), "--no-models", "--out", str(tmp_path / "a" / "b")])
     assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
+
+
+def as_access_log(r: RequestRecord) -> str:
+    """What NGINX would have written: whole seconds, no principal, no body."""
+    when = time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime(r.ts or 0))
+    return (
+        f'{r.client} - - [{when}] "{r.method} {r.url} HTTP/1.1" {r.status} 0 "-" '
+        f'"{r.header("user-agent")}"\n'
+    )
+
+
+@pytest.mark.parametrize("seed", [30, 31, 32, 33])
+def test_an_access_log_is_enough(seed: int, tmp_path: Path) -> None:
+    attacks = tuple(Attack(name, ATTACKS[name][seed % 3]) for name in ("brute_force", "object_enumeration"))
+    scenario = Scenario(users=100, hours=6, seed=seed, attacks=attacks, start_hour=8)
+    log, hostile = tmp_path / "access.log", {}
+    with open(log, "w") as file:
+        for r in simulate(scenario):
+            file.write(as_access_log(r))
+            if r.label:
+                hostile[r.client] = r.cls
+    result = CliRunner().invoke(replay_command, [str(log), "--json", "--no-models"])
+    found = {client["client"]: client for client in json.loads(result.stdout)["refused_clients"]}
+    assert set(found) == set(hostile)
+    for client, name in hostile.items():
+        assert found[client or ""]["requests_until_refused"] <= 50
+        assert name in found[client or ""]["reasons"]

@@ -14,8 +14,13 @@ import click
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--once", is_flag=True, help="Send the tour's traffic, print the table and end.")
 @click.option("--observe", is_flag=True, help="Decide but refuse nothing (not with --once).")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="A model bundle to use instead of the default one.",
+)
 @click.option("--keep", is_flag=True, help="Keep the folder with configurations and logs.")
-def command(once: bool, observe: bool, keep: bool) -> None:
+def command(once: bool, observe: bool, bundle: Path | None, keep: bool) -> None:
     """A tour: demo API, Envoy and the sidecar, with traffic through them.
 
     Starts all three on loopback and shows decisions as they happen until Ctrl-C. With --once it sends
@@ -45,6 +50,8 @@ def command(once: bool, observe: bool, keep: bool) -> None:
     try:
         envoy = find_envoy()
         settings: dict[str, Any] = {"service": {"mode": "observe"}} if observe else {}
+        if bundle is not None:
+            settings["models"] = {"bundle": str(bundle.absolute())}
         stack = Stack(settings, keep=keep)
         console.print(
             f"Starting the demo API, the sidecar and Envoy ({envoy}) ...", style="dim", markup=False

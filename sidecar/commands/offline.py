@@ -85,6 +85,7 @@ def progress_to(console: Console, what: str) -> Iterator[Step]:
         TimeElapsedColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
     with progress:
         task = progress.add_task("", total=None, n=0)

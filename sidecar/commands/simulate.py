@@ -107,6 +107,7 @@ def command(
         TextColumn("{task.fields[records]:,} records"),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
     try:
         with progress, JsonLinesWriter(out) as writer:

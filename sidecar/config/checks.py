@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path as FilesystemPath
 
 from sidecar.config.problems import Path, dotted
-from sidecar.config.section import RANGES_MAX
 from sidecar.config.settings import Route, Settings, Thresholds
 from sidecar.config.types import Network, parse_address
-from sidecar.policy import disjoint_ranges
 from sidecar.units import format_size, shown
 
 ORDER = ("tag", "throttle", "challenge", "block")
@@ -41,7 +39,6 @@ def between(settings: Settings) -> Iterator[Finding]:
         _route_effects,
         _reachable,
         _lists,
-        _ranges,
         _addresses,
         _files,
         _repeated,
@@ -206,17 +203,6 @@ def _lists(settings: Settings) -> Iterator[Finding]:
                     "remove one of the two",
                 )
                 break
-
-
-def _ranges(settings: Settings) -> Iterator[Finding]:
-    # ranges that touch are one, a range allowed within a blocked one makes three
-    needed = len(disjoint_ranges(settings.lists.allow, settings.lists.block))
-    if needed > RANGES_MAX:
-        yield Finding(
-            (("lists", "block"), ("lists", "allow")),
-            f"both lists together make {needed} separate ranges",
-            f"use at most {RANGES_MAX}: merge neighbours into wider ranges",
-        )
 
 
 def _addresses(settings: Settings) -> Iterator[Finding]:

@@ -14,7 +14,8 @@ BodyMode = Literal["none", "buffered", "streamed"]
 StageName = Literal["random_forest", "xgboost", "text", "behaviour"]
 BUDGET_MAX = "1s"
 # bounds of the policy that the data plane reads (native/policy.pxd)
-RANGES_MAX = 4096
+# two lists of 1024 cut one another into at most 4095 separate ranges; it has room for 4096
+LISTED_MAX = 1024
 ROUTES_MAX = 255  # a decision carries the route as an index; 0 is the service's default
 
 Score = Annotated[float, Fraction()]

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, model_validator
 from sidecar.config.detectors import Detectors
 from sidecar.config.section import (
     BUDGET_MAX,
+    LISTED_MAX,
     RESTART,
     ROUTES_MAX,
     ActionName,
@@ -93,10 +94,13 @@ class Listen(Section):
     )
     transport: Literal["grpc"] = Field("grpc", json_schema_extra=RESTART, description="Wire protocol.")
     max_message_bytes: Annotated[int, Size("16KiB", "64MiB")] = Field(
-        1 << 20,
+        4 << 20,
         alias="max_message",
         json_schema_extra=RESTART,
-        description="Largest message accepted from Envoy; a larger one ends its stream with an error.",
+        description=(
+            "Largest message accepted from Envoy; a larger one ends its stream with an error, which is a way past "
+            "Outrider where Envoy fails open: keep it above what Envoy buffers."
+        ),
     )
     max_streams: Integer = Field(
         1000,
@@ -461,12 +465,12 @@ class Lists(Section):
 
     allow: tuple[NetworkRange, ...] = Field(
         (),
-        max_length=1024,
+        max_length=LISTED_MAX,
         description="Never refused; wins over everything else.",
         examples=[["10.0.0.0/8", "2001:db8::/32"]],
     )
     block: tuple[NetworkRange, ...] = Field(
-        (), max_length=1024, description="Always refused.", examples=[["198.51.100.0/24"]]
+        (), max_length=LISTED_MAX, description="Always refused.", examples=[["198.51.100.0/24"]]
     )
 
 

@@ -77,7 +77,9 @@ class Decider:
                 record.method, record.url, record.headers, record.body, record.client, record.principal, ts
             )
         else:
-            verdict = self._engine.decide(record.method, record.url, record.headers, record.body)
+            verdict = self._engine.decide(
+                record.method, record.url, record.headers, record.body, anonymous=True
+            )
         decided = Decided(record, verdict.action, verdict.enforced, float(verdict.score), verdict, known)
         if known and ts is not None and record.status is not None and decided.enforced not in REFUSALS:
             taken = record.response_ms

@@ -20,6 +20,7 @@ from native.extproc import ProtocolError, counts
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 HEALTH_STREAMS_MAX = 64  # room for health checks beside max_streams
+LAST_WORDS_S = 1.0  # for ending the streams that are still there when the grace period is over
 DETAILS_MAX = 200  # characters of an error's text that are sent
 TRACEBACK_EVERY_S = 10.0  # a fault that hits every request must not fill the disk
 
@@ -30,6 +31,7 @@ class Stream(Protocol):
     """native.extproc.ExtProcStream, or a stand-in."""
 
     def message(self, data: bytes, /) -> bytes | None: ...
+    def expire(self) -> bytes | None: ...
     def close(self) -> None: ...
 
 
@@ -41,7 +43,10 @@ class GrpcLimits:
     per_connection_buffer_limit_bytes says otherwise, and it overshoots): what is larger is an error, and so
     a way past us where the proxy fails open.
     max_streams: requests in progress, over all connections; more are refused with RESOURCE_EXHAUSTED.
-    stream_idle_s: after this long without a message a stream is ended, within a quarter of it or a second.
+    stream_idle_s: after this long without a message a stream is ended (within a quarter of it, at most a
+    second later). It ends well, not with an error: a slow upstream is no fault, and a client that dribbles
+    its body must not choose how we fail. Its request is decided on what is known. Envoy's
+    request_timeout should be shorter, so that a body that dribbles on past this isn't let through unread.
     keepalive_s: a connection on which nothing moves is pinged this often, and given up when no
     answer comes within keepalive_timeout_s.
     """
@@ -56,12 +61,12 @@ class GrpcLimits:
 class _Active:
     """A stream in progress: who handles it, when it last heard something."""
 
-    __slots__ = ("heard", "idle", "task")
+    __slots__ = ("expired", "heard", "task")
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self.task = task
         self.heard = time.monotonic()
-        self.idle = False
+        self.expired = False
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]
@@ -177,7 +182,8 @@ class GrpcTransport:
         self._spawn(self._set_health(serving))
 
     async def stop(self, grace_s: float) -> None:
-        """Says NOT_SERVING, takes no new streams, waits grace_s for those in progress, then ends them."""
+        """Says NOT_SERVING, takes no new streams, waits grace_s for those in progress, then ends them
+        as it ends idle ones: decided on what is known, without an error."""
         if self._server is None:
             return
         server, self._server = self._server, None
@@ -185,7 +191,10 @@ class GrpcTransport:
         await asyncio.sleep(0)  # watchers are told before they are sent away
         self._health.send_away()
         # one call only: grpcio crashes when a server is stopped while it stops
-        await server.stop(grace_s)
+        stopping = asyncio.create_task(server.stop(grace_s + LAST_WORDS_S))
+        await asyncio.wait([stopping], timeout=grace_s)
+        self._expire(list(self._active))
+        await stopping
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -206,9 +215,14 @@ class GrpcTransport:
         while True:
             await asyncio.sleep(min(1.0, limit_s / 4))
             oldest = time.monotonic() - limit_s
-            for active in [a for a in self._active if a.heard < oldest and not a.idle]:
-                active.idle = True
-                active.task.cancel()
+            idle = [a for a in self._active if a.heard < oldest and not a.expired]
+            self.streams_idle_closed += len(idle)
+            self._expire(idle)
+
+    def _expire(self, streams: list[_Active]) -> None:
+        for active in streams:
+            active.expired = True
+            active.task.cancel()
 
     async def _process(self, _requests: Any, context: Any) -> None:
         """One stream, from its first message to its end."""
@@ -228,13 +242,15 @@ class GrpcTransport:
         self._active.add(active)
         self.streams_opened += 1
         try:
-            await self._converse(stream, active, context)
-        except asyncio.CancelledError:
-            if not active.idle:
-                raise
-            task.uncancel()
-            self.streams_idle_closed += 1
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the stream was idle for too long")
+            try:
+                await self._converse(stream, active, context)
+            except asyncio.CancelledError:
+                if not active.expired:
+                    raise
+                task.uncancel()
+                last = stream.expire()
+                if last is not None:
+                    await context.write(last)
         except ProtocolError as error:
             self.protocol_errors += 1
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:DETAILS_MAX])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,21 +19,26 @@ from numpy.typing import NDArray
 from sidecar.bundle import Combination, needed_subsets
 from sidecar.train import calibrate, trees
 from sidecar.train.calibrate import BenignSource
-from sidecar.train.dataset import Dataset, LabelledRequest
+from sidecar.train.dataset import Dataset, LabelledRequest, LabelledText
 from sidecar.train.linear import train_linear
 from sidecar.train.trees import Outputs, TextTrees
 
 Floats = NDArray[np.floating]
 Tell = Callable[[str, float], None]      # stage, share done 0..1
 
+REFUSED = 0.8                     # score from which requests are refused by default (throttled)
+FREQUENT_BYTES_MAX = 40
+FREQUENT_GROUPS_MIN = 4           # sites, repositories, clients that send a value
+FREQUENT_MAX = 1000
+WINDOW_MARKS = b"\x02\x03"        # begin and end of a value (native/decode.pxd)
 ATTACK_SHARE = 0.3                # weight of all attack rows against all benign rows in the trees
 TEXTS_PER_FOLD = 4000             # benign texts, and attacks, put into requests of a fold
 ATTACKS_PER_FOLD = 6000
 REQUESTS_PER_SOURCE = 40_000      # benign requests of one source used for rows
 SLICE_ROWS_MIN = 30
 # how many times the stated rate a source may exceed it (see calibrate.BenignSource)
-TOLERANCE_TEXTS = 15.0            # pasted questions and code, put into requests: not traffic as such
-TOLERANCE_SUITE = 100.0           # a rule set's tests of what must not fire: made to be hard
+TOLERANCE_TEXTS = 10.0            # pasted questions and code, put into requests: not traffic as such
+SUITE = float("inf")              # a rule set's tests of what must not fire: shown, but sets no threshold
 
 
 class TooLittle(Exception):
@@ -80,10 +85,10 @@ def assign_folds(data: Dataset, folds: int, seed: int) -> dict[tuple[str, str], 
     out = {}
     for source, groups in sizes.items():
         loads = [0] * folds
-        ties = {g: hashlib.blake2b(f"{seed}/{source}/{g}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        ties = {g: hashlib.blake2b(f"{seed}/{source}/{g}".encode("utf-8", "surrogatepass")).digest()
                 for g in groups}
         for group in sorted(groups, key=lambda g: (-groups[g], ties[g])):
-            fold = min(range(folds), key=lambda f: (loads[f], ties[group][f % 8]))
+            fold = min(range(folds), key=lambda f: (loads[f], ties[group][f % 64]))
             loads[fold] += groups[group]
             out[source, group] = fold
     return out
@@ -95,7 +100,28 @@ def fold_view(data: Dataset, folds: Mapping[tuple[str, str], int], fold: int) ->
         own = folds.get((item.source, item.group))
         return replace(item, split="holdout" if own == fold else "train")
 
-    return Dataset([split(r) for r in data.requests], [split(t) for t in data.texts])
+    view = Dataset([split(r) for r in data.requests], [split(t) for t in data.texts])
+    view.texts += frequent_values(view)
+    return view
+
+
+def frequent_values(data: Dataset) -> list[LabelledText]:
+    """Short values that training requests of several groups have in common ("false", "en-US", "1080").
+
+    The linear model sees every distinct window once, so that a log's repetitions don't rule. What many
+    sites send all day must weigh more than that: as a small source of its own it does."""
+    from native.text import TextHost
+
+    host = TextHost(None)
+    groups: dict[bytes, set[tuple[str, str]]] = defaultdict(set)
+    for r in data.requests:
+        if r.split == "train" and r.label == 0:
+            for _, text in host.values(r.record):
+                if len(text) <= FREQUENT_BYTES_MAX:
+                    groups[text.strip(WINDOW_MARKS)].add((r.source, r.group))
+    common = sorted((t for t in groups if t and len(groups[t]) >= FREQUENT_GROUPS_MIN),
+                    key=lambda t: (-len(groups[t]), t))[:FREQUENT_MAX]
+    return [LabelledText(t.decode("utf-8", "replace"), 0, "frequent_grammar", "", "train", "frequent") for t in common]
 
 
 def _kind(item: LabelledRequest, traffic: set[str]) -> str:
@@ -119,8 +145,7 @@ def score(weights: bytes, items: Sequence[LabelledRequest], fold: int, traffic: 
 
 
 def join(parts: Sequence[Rows]) -> Rows:
-    return Rows(*(np.concatenate([getattr(p, name) for p in parts])
-                  for name in ("features", "labels", "source", "cls", "fold", "kind")))
+    return Rows(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Rows)))
 
 
 def _thin(items: Iterable[LabelledRequest], rng: np.random.Generator, most: int) -> list[LabelledRequest]:
@@ -154,7 +179,7 @@ def benign_outputs(rows: Rows, margins: Floats, forest: Floats) -> list[Outputs]
     """One slice per benign source and kind of row."""
     out = []
     for source in sorted(set(rows.source[rows.labels == 0])):
-        for kind, tolerance in (("traffic", 1.0), ("texts", TOLERANCE_TEXTS), ("suite", TOLERANCE_SUITE)):
+        for kind, tolerance in (("traffic", 1.0), ("texts", TOLERANCE_TEXTS), ("suite", SUITE)):
             mine = (rows.labels == 0) & (rows.source == source) & (rows.kind == kind)
             if mine.any():
                 out.append(Outputs(source, rows.features[mine, 0], margins[mine], forest[mine], tolerance))
@@ -171,30 +196,35 @@ def attack_outputs(rows: Rows, margins: Floats, forest: Floats) -> list[Outputs]
         names = np.where(np.isin(rows.cls.astype(str), list(small)), "other", rows.cls.astype(str))
         for name in sorted(set(names[mine])):
             these = mine & (names == name)
-            out.append(Outputs(f"{source}: {name}" if name else source, rows.features[these, 0], margins[these],
-                               forest[these]))
+            out.append(Outputs(f"{source}: {name}" if name else source, rows.features[these, 0], 
+                               margins[these], forest[these]))
     return out
 
 
 def calibrations(benign: Sequence[Outputs], combination: Mapping[str, Combination]
                  ) -> dict[str, list[tuple[float, float]]]:
-    return {name: calibrate.knots([BenignSource(s.name, s.raw(c), s.tolerance) for s in benign])
-            for name, c in combination.items()}
+    return {name: calibrate.knots(_sources(benign, c)) for name, c in combination.items()}
+
+
+def _sources(benign: Sequence[Outputs], c: Combination) -> list[BenignSource]:
+    """What thresholds are read off: the same worst value counts once per source, however many requests of
+    a log repeat it; else a single odd value that one client sends all day sets the threshold for all."""
+    return [BenignSource(s.name, np.unique(s.raw(c).round(6)), s.tolerance) for s in benign if s.tolerance < SUITE]
 
 
 def nested_rates(rows: Rows, margins: Floats, forest: Floats, c: Combination) -> dict[str, float]:
-    """Share of each benign source refused when its fold's threshold comes from the other folds: what a
-    threshold is worth on sites that it wasn't set on."""
+    """Share of each benign source that reaches REFUSED when its fold's threshold comes from the other
+    folds: what a threshold is worth on sites that it wasn't set on."""
     refused: Counter[str] = Counter()
     total: Counter[str] = Counter()
     for fold in sorted(set(rows.fold.tolist())):
         def part(mask: NDArray[np.bool_]) -> list[Outputs]:
-            chosen = Rows(*(getattr(rows, n)[mask] for n in ("features", "labels", "source", "cls", "fold", "kind")))
+            chosen = Rows(*(getattr(rows, f.name)[mask] for f in fields(rows)))
             return benign_outputs(chosen, margins[mask], forest[mask])
 
         others, own = part(rows.fold != fold), part(rows.fold == fold)
-        pairs = calibrate.knots([BenignSource(s.name, s.raw(c), s.tolerance) for s in others])
-        level = next(x for x, y in pairs if y == 0.9)
+        pairs = calibrate.knots(_sources(others, c))
+        level = next(x for x, y in pairs if y == REFUSED)
         for s in own:
             refused[s.name] += int((s.raw(c) >= level).sum())
             total[s.name] += len(s.linear)
@@ -210,9 +240,14 @@ def check(data: Dataset) -> None:
     benign = sum(r.label == 0 for r in data.requests)
     if attacks < 2 * SLICE_ROWS_MIN or benign < 2 * calibrate.ROWS_MIN:
         raise TooLittle(
-            f"the text side needs at least {2 * SLICE_ROWS_MIN} attack values and {2 * calibrate.ROWS_MIN} benign "
-            f"requests; the files hold {attacks:,} and {benign:,}. Attacks are records with label 1 or payload "
-            "lists, benign requests are records with label 0 or without a label")
+            f"the text side needs at least {2 * SLICE_ROWS_MIN} attack values and {2 * calibrate.ROWS_MIN} "
+            f"benign requests; the files hold {attacks:,} and {benign:,}. Attacks are records with label 1 or "
+            "payload lists, benign requests are records with label 0 or without a label")
+
+
+def _part(tell: Tell, stage: str, most: float) -> Tell:
+    """Progress of a step within a stage, as the first part of it."""
+    return lambda _, share: tell(stage, most * share)
 
 
 def train_text(data: Dataset, seed: int, folds: int, jobs: int, tell: Tell) -> TextSide:
@@ -226,7 +261,7 @@ def train_text(data: Dataset, seed: int, folds: int, jobs: int, tell: Tell) -> T
         stage = f"linear model, fold {fold + 1} of {folds}"
         tell(stage, 0.0)
         view = fold_view(data, where, fold)
-        weights = train_linear(view, seed + fold, progress=lambda _, share, stage=stage: tell(stage, 0.8 * share)).data
+        weights = train_linear(view, seed + fold, progress=_part(tell, stage, 0.8)).data
         items = view.labelled_requests("holdout", seed + fold, ATTACKS_PER_FOLD, TEXTS_PER_FOLD)
         parts.append(score(weights, _thin(items, rng, REQUESTS_PER_SOURCE // folds), fold, traffic))
         tell(stage, 1.0)
@@ -245,20 +280,19 @@ def train_text(data: Dataset, seed: int, folds: int, jobs: int, tell: Tell) -> T
     tell("trees, out of fold", 1.0)
 
     benign, attacks = benign_outputs(rows, margins, forest), attack_outputs(rows, margins, forest)
-    best = trees.fit_combination([s for s in benign if s.tolerance < TOLERANCE_SUITE], attacks)
+    best = trees.fit_combination([s for s in benign if s.tolerance < SUITE], attacks)
     combination = {name: trees.subset(best, name) for name in needed_subsets(True, {"xgboost", "forest"})}
     knots = calibrations(benign, combination)
 
     tell("final models", 0.0)
-    everything = Dataset([replace(r, split="train") for r in data.requests],
-                         [replace(t, split="train") for t in data.texts])
-    linear = train_linear(everything, seed, progress=lambda _, share: tell("final models", 0.8 * share)).data
+    everything = fold_view(data, where, -1)
+    linear = train_linear(everything, seed, progress=_part(tell, "final models", 0.8)).data
     final = trees.train(rows.features, rows.labels, weight, seed, jobs)
     tell("final models", 1.0)
 
     from native.text import FEATURE_NAMES
 
-    level = {name: next(x for x, y in pairs if y == 0.9) for name, pairs in knots.items()}
+    level = {name: next(x for x, y in pairs if y == REFUSED) for name, pairs in knots.items()}
     counts: dict[str, tuple[int, int]] = {}
     for item in (*data.requests, *data.texts):
         a, b = counts.get(item.source, (0, 0))
@@ -269,4 +303,4 @@ def train_text(data: Dataset, seed: int, folds: int, jobs: int, tell: Tell) -> T
         attacks={s.name: calibrate.apply(knots["all"], s.raw(best)) for s in attacks},
         nested=nested_rates(rows, margins, forest, best), counts=counts,
         raw_linear={s.name: float(np.mean(s.linear >= level["linear"])) for s in (*benign, *attacks)},
-        importance=[(name, float(value)) for name, value in zip(FEATURE_NAMES, final.importance, strict=True)])
+        importance=list(zip(FEATURE_NAMES, final.importance.tolist(), strict=True)))
