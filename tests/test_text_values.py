@@ -7,7 +7,6 @@ import ctypes
 import json
 import mmap
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -298,8 +297,8 @@ class Guarded:
 
 
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[Guarded]:
-    yield Guarded()
+def guarded() -> Guarded:
+    return Guarded()
 
 
 SHARDS = [
