@@ -207,9 +207,8 @@ def calibrations(benign: Sequence[Outputs], combination: Mapping[str, Combinatio
 
 
 def _sources(benign: Sequence[Outputs], c: Combination) -> list[BenignSource]:
-    """What thresholds are read off: the same worst value counts once per source, however many requests of
-    a log repeat it; else a single odd value that one client sends all day sets the threshold for all."""
-    return [BenignSource(s.name, np.unique(s.raw(c).round(6)), s.tolerance) for s in benign if s.tolerance < SUITE]
+    """What thresholds are read off."""
+    return [BenignSource(s.name, s.raw(c), s.tolerance) for s in benign if s.tolerance < SUITE]
 
 
 def nested_rates(rows: Rows, margins: Floats, forest: Floats, c: Combination) -> dict[str, float]:
