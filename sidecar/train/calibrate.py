@@ -1,7 +1,7 @@
 """From raw model outputs to scores that compare across models.
 
 A score is a statement about benign traffic: 0.5 is exceeded by 1% of benign requests, 0.8 by
-0.05%, 0.9 by 0.02% (ANCHORS). Thresholds read off one site are several times off on another, and an
+0.1%, 0.9 by 0.05% (ANCHORS). Thresholds read off one site are several times off on another, and an
 average over sites hides the one that suffers. So each benign source gives its own threshold and
 the most demanding one counts: a score promises its rate for the worst source seen, not the mean.
 """

@@ -101,7 +101,7 @@ class Outputs:
 
 
 def fit_combination(benign: Sequence[Outputs], attacks: Sequence[Outputs],
-                    rates: Sequence[float] = (0.0005, 0.0002)) -> Combination:
+                    rates: Sequence[float] = (0.001, 0.0005)) -> Combination:
     """The weights that find the most attacks (mean over slices, so that the large ones don't rule) at the
     thresholds that the worst benign source dictates. Among near equals the simplest wins: ties within half a
     point go to the earlier one in the grid, which starts at twice the linear score plus the margin."""
