@@ -68,7 +68,7 @@ cdef enum:                       # Counter
     COUNT_EVENTS_DROPPED = 20    # the ring was full
     COUNT_CLIENTS_CLAIMED = 21
     COUNT_CLIENTS_EVICTED = 22
-    COUNT_CLIENTS_CONTENDED = 23 # an entry or bucket was held too long; the update was let go
+    COUNT_CLIENTS_CONTENDED = 23     # an entry or bucket was held too long; the update was let go
     COUNT_BODY_PART = 24
     COUNT_TEXT_CUT = 25          # some limit of the text stage was hit
     COUNT_HEADERS_DROPPED = 26
@@ -385,8 +385,8 @@ cdef inline Event *event_claim(Arena *a, uint64_t *position) noexcept nogil:
     cdef uint64_t pos = or_load64(&a.head.event_head)
     cdef uint64_t seq
     cdef Event *e
-    cdef int tries
-    for tries in range(64):
+    cdef int _tries
+    for _tries in range(64):
         e = &a.events[pos & (a.head.events - 1)]
         seq = or_load64(&e.sequence)
         if seq == pos:

@@ -187,15 +187,30 @@ cdef inline uint64_t mix64(uint64_t h) noexcept nogil:
     return h ^ (h >> 33)
 
 
+cdef inline void sip_rounds(uint64_t *v, int n) noexcept nogil:
+    cdef int _i
+    for _i in range(n):
+        v[0] += v[1]
+        v[2] += v[3]
+        v[1] = rotl64(v[1], 13) ^ v[0]
+        v[3] = rotl64(v[3], 16) ^ v[2]
+        v[0] = rotl64(v[0], 32)
+        v[2] += v[1]
+        v[0] += v[3]
+        v[1] = rotl64(v[1], 17) ^ v[2]
+        v[3] = rotl64(v[3], 21) ^ v[0]
+        v[2] = rotl64(v[2], 32)
+
+
 cdef inline uint64_t siphash24(const char *p, uint64_t n, uint64_t k0, uint64_t k1) noexcept nogil:
     """SipHash-2-4 (Aumasson, Bernstein 2012): keyed, so that a client cannot choose its bucket."""
-    cdef uint64_t v0 = k0 ^ <uint64_t>0x736f6d6570736575u
-    cdef uint64_t v1 = k1 ^ <uint64_t>0x646f72616e646f6du
-    cdef uint64_t v2 = k0 ^ <uint64_t>0x6c7967656e657261u
-    cdef uint64_t v3 = k1 ^ <uint64_t>0x7465646279746573u
-    cdef uint64_t m, i, tail = n & 7, whole = n - tail
+    cdef uint64_t v[4]
+    cdef uint64_t m, i = 0, tail = n & 7, whole = n - tail
     cdef int r
-    i = 0
+    v[0] = k0 ^ <uint64_t>0x736f6d6570736575u
+    v[1] = k1 ^ <uint64_t>0x646f72616e646f6du
+    v[2] = k0 ^ <uint64_t>0x6c7967656e657261u
+    v[3] = k1 ^ <uint64_t>0x7465646279746573u
     while i <= whole:
         if i < whole:
             m = or_read64(p + i)
@@ -203,18 +218,10 @@ cdef inline uint64_t siphash24(const char *p, uint64_t n, uint64_t k0, uint64_t 
             m = n << 56
             for r in range(<int>tail):
                 m |= <uint64_t><uint8_t>p[whole + r] << (8 * r)
-        v3 ^= m
-        for r in range(2):
-            v0 += v1; v1 = rotl64(v1, 13); v1 ^= v0; v0 = rotl64(v0, 32)
-            v2 += v3; v3 = rotl64(v3, 16); v3 ^= v2
-            v0 += v3; v3 = rotl64(v3, 21); v3 ^= v0
-            v2 += v1; v1 = rotl64(v1, 17); v1 ^= v2; v2 = rotl64(v2, 32)
-        v0 ^= m
+        v[3] ^= m
+        sip_rounds(v, 2)
+        v[0] ^= m
         i += 8
-    v2 ^= 0xff
-    for r in range(4):
-        v0 += v1; v1 = rotl64(v1, 13); v1 ^= v0; v0 = rotl64(v0, 32)
-        v2 += v3; v3 = rotl64(v3, 16); v3 ^= v2
-        v0 += v3; v3 = rotl64(v3, 21); v3 ^= v0
-        v2 += v1; v1 = rotl64(v1, 17); v1 ^= v2; v2 = rotl64(v2, 32)
-    return v0 ^ v1 ^ v2 ^ v3
+    v[2] ^= 0xff
+    sip_rounds(v, 4)
+    return v[0] ^ v[1] ^ v[2] ^ v[3]

@@ -120,10 +120,10 @@ cdef inline uint32_t lock_stamp() noexcept nogil:
 
 cdef inline int entry_lock(ClientEntry *e, uint32_t *mine) noexcept nogil:
     """1 taken, 2 taken from a holder that was gone, 0 let go. mine is what entry_unlock needs."""
-    cdef int spin
+    cdef int _spin
     cdef uint32_t seen, now
     mine[0] = lock_stamp()
-    for spin in range(LOCK_SPINS):
+    for _spin in range(LOCK_SPINS):
         seen = e.lock
         if seen == 0 and or_cas32(&e.lock, 0, mine[0]):
             return 1
@@ -192,11 +192,11 @@ cdef inline ClientEntry *client_take(Bucket *buckets, ClientEntry *entries, uint
     cdef uint64_t at = bucket_at(key, n_buckets)
     cdef Bucket *b = &buckets[at]
     cdef ClientEntry *e
-    cdef int i, tries, victim, got
+    cdef int i, _tries, victim, got
     cdef float worth, least
     cdef uint64_t old
     how[0] = 0
-    for tries in range(3):
+    for _tries in range(3):
         e = client_find(buckets, entries, n_buckets, key, slot)
         if e != NULL:
             got = entry_lock(e, mine)

@@ -40,7 +40,8 @@ cdef extern from *:
     /* p stands behind '&', n bytes are left; bytes taken (with ';') or 0; *c gets the character */
     static inline uint32_t or_entity_at(const uint8_t *p, uint32_t n, uint8_t *c) {
         char w[8]; uint32_t k = 0, i;
-        while (k < n && k < 8 && ((p[k] | 32) >= 'a') && ((p[k] | 32) <= 'z')) { w[k] = (char)(p[k] | 32); k++; }
+        while (k < n && k < 8 && ((p[k] | 32) >= 'a') && ((p[k] | 32) <= 'z')) {
+            w[k] = (char)(p[k] | 32); k++; }
         if (k < 2 || k >= n || p[k] != ';') return 0;
         for (i = 0; i < sizeof or_entities / sizeof *or_entities; i++)
             if (or_entities[i].n == k && memcmp(or_entities[i].name, w, k) == 0) {
@@ -235,8 +236,9 @@ cdef inline uint32_t fold_text(const uint8_t *src, uint32_t n, uint8_t *dst) noe
                     i += overlong(src + i, n - i, c)
                     c = src[i - 1] & 0x3f
                     f = or_fold[c]
-                elif c == 0xe2 and i + 1 < n and ((src[i] == 0x88 and (src[i + 1] == 0x95 or src[i + 1] == 0x96))
-                                                  or (src[i] == 0x81 and src[i + 1] == 0x84)):
+                elif c == 0xe2 and i + 1 < n \
+                        and ((src[i] == 0x88 and (src[i + 1] == 0x95 or src[i + 1] == 0x96))
+                             or (src[i] == 0x81 and src[i + 1] == 0x84)):
                     c = c'\\' if src[i + 1] == 0x96 else c'/'      # U+2215, U+2216, U+2044
                     i += 2
                     f = 0

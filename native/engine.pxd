@@ -55,10 +55,10 @@ cdef inline void count(Worker *w, int what, uint64_t n) noexcept nogil:
 cdef inline bint worker_refresh(Worker *w) noexcept nogil:
     """Take over a new policy, if there is one. False while there never was any."""
     cdef uint64_t g = or_load64(&w.arena.head.policy_generation)
-    cdef int tries
+    cdef int _tries
     if g == w.policy_generation:
         return g != 0
-    for tries in range(8):
+    for _tries in range(8):
         memcpy(&w.policy, &w.arena.policy[g & 1], sizeof(Policy))
         or_fence_acquire()
         if or_load64(&w.arena.head.policy_generation) == g and w.policy.generation == g:
@@ -74,8 +74,8 @@ cdef inline bint worker_refresh(Worker *w) noexcept nogil:
 cdef inline ModelSet *worker_models(Worker *w) noexcept nogil:
     """The current models, marked as in use (a hazard pointer: write, then look again)."""
     cdef ModelSet *m
-    cdef int tries
-    for tries in range(16):
+    cdef int _tries
+    for _tries in range(16):
         m = <ModelSet *>or_load64(<uint64_t *>&w.slot.current)
         or_store64(<uint64_t *>&w.in_use, <uint64_t>m)
         or_fence_full()

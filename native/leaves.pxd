@@ -560,8 +560,8 @@ cdef inline void walk_graphql(TextScratch *s, const uint8_t *p, uint32_t n) noex
             i = j
             continue
         if not (or_value_class[c] & 9 or c == c'{' or c == c'}' or c == c'(' or c == c')' or c == c'['
-                or c == c']' or c == c':' or c == c'!' or c == c'$' or c == c',' or c == c'@' or c == c'=' or c == c'|'
-                or c == c'&'):
+                or c == c']' or c == c':' or c == c'!' or c == c'$' or c == c',' or c == c'@' or c == c'='
+                or c == c'|' or c == c'&'):
             odd = True
         i += 1
     if odd:

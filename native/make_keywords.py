@@ -57,7 +57,7 @@ CLASSES: dict[str, str] = {
         throw globalthis srcelement reflect parent top opener frames""",
     "JS_WEAK": """var let const return new this function typeof window location fetch console log
         async await promise json stringify self void undefined nan infinity math prop array string
-        object.keys import export default class extends super static yield while do for else switch
+        import export default class extends super static yield while do for else switch
         break continue try catch finally delete instanceof""",
     "SHELL_STRONG": """whoami uname wget curl netcat ncat nslookup ifconfig ipconfig netstat chmod chown
         certutil powershell pwsh bitsadmin wmic systeminfo tasklist mshta rundll32 regsvr32 nohup
@@ -74,7 +74,7 @@ CLASSES: dict[str, str] = {
         sysroot wwwroot htdocs public_html web meta inf systemroot windir programdata appdata cgi
         fd self drivers""",
     "PATH_FILE": """shadow hosts htaccess htpasswd ini win bash_history id_rsa authorized_keys
-        environ access_log error_log access error log4j svn wp_config config web.config sam ntuser
+        environ access_log error_log access error log4j svn wp_config config sam ntuser
         issue group mtab fstab resolv motd sshd_config my cnf httpd conf cmdline version_info passwords
         master credentials secrets""",
     "PHP": """phpinfo system passthru shell_exec proc_open popen pcntl_exec assert preg_replace

@@ -21,8 +21,8 @@ cdef enum:
 
 cdef enum:                       # RouteBody, in Envoy's numbers of its body modes
     ROUTE_BODY_NONE = 0
+    ROUTE_BODY_BUFFERED = 1      # held back; the part up to the proxy's limit where no length is announced
     ROUTE_BODY_STREAMED = 2
-    ROUTE_BODY_BUFFERED = 3      # held back up to the proxy's limit: plain buffering answers 413 beyond it
 
 cdef enum:                       # PathKind
     PATH_ANY = 0

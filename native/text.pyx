@@ -307,6 +307,11 @@ cdef class TextHost:
         self.data = data
         self.model = m
 
+    @property
+    def weights(self) -> bytes:
+        """The weights file in use."""
+        return self.data
+
     cdef void run(self, uint64_t deadline_ns) noexcept:
         text_score(&self.view.r, &self.model, &self.policy, self.scratch, &self.result, deadline_ns)
 
@@ -348,6 +353,26 @@ cdef class TextHost:
             "n_values": r.n_values, "n_windows": r.n_windows, "cut": bool(r.cut), "overrun": bool(r.overrun),
             "login_key": r.login_key,
         }
+
+    def score_at(self, str part, uint64_t address, uint32_t n, bytes content_type=b"") -> dict:
+        """Score a request whose path, query, body, or value of the header named by `part` lies at an
+        address of the caller's choosing: the tests put it against a protected page."""
+        cdef Slice s
+        self.scratch.collect = 0
+        self.view.fill({"method": "POST", "url": "/", "headers": {"content-type": content_type, part: "x"}})
+        s.p = <const char *><size_t>address
+        s.n = n
+        if part == "path":
+            self.view.r.path = s
+        elif part == "query":
+            self.view.r.query = s
+        elif part == "body":
+            self.view.r.body = s
+        else:
+            self.view.headers[1].value = s
+        self.run(0)
+        return {"linear": self.result.linear, "n_windows": self.result.n_windows,
+                "cut": bool(self.result.cut)}
 
     def time_ns(self, record: dict, int repeats=1000):
         """uint64 [repeats]: nanoseconds of one text_score each, for benchmarks."""

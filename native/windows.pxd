@@ -231,14 +231,14 @@ cdef inline void ewma(float *mean, float *var, float x, float alpha) noexcept no
 
 cdef inline void entry_roll(ClientEntry *e, int64_t t) noexcept nogil:
     """Bring windows and sketches to time t (us); fold full minutes into the client's history."""
-    cdef int i, k
+    cdef int i, _i, k
     cdef int64_t epoch, minutes, passed
     minutes = t // or_window_us[WINDOW_60S]
     passed = minutes - e.window[WINDOW_60S].epoch
     if passed > 0 and e.requests:
         ewma(&e.history_mean, &e.history_var, log1pf(e.window[WINDOW_60S].now[Q_REQUESTS]), 0.1)
         k = <int>(passed - 1 if passed < 30 else 30)
-        for i in range(k):
+        for _i in range(k):
             ewma(&e.history_mean, &e.history_var, 0.0, 0.1)
     for i in range(WINDOWS):
         window_roll(&e.window[i], t // or_window_us[i])

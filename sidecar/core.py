@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from native.engine import ArenaError, ArenaFile, Engine, ModelError, Models
+
 from sidecar.policy import compile_policy
 
 if TYPE_CHECKING:
@@ -131,12 +132,16 @@ def open_core(settings: Settings, *, private: bool = False, load_models: bool = 
         try:
             lock_fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise ArenaError(f"{lock_path}: cannot create: {error.strerror} (make the folder, or set arena.path)") from error
+            raise ArenaError(
+                f"{lock_path}: cannot create: {error.strerror} (make the folder, or set arena.path)"
+            ) from error
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock_fd)
-            raise ArenaBusy(f"{settings.arena.path}: another sidecar is using this arena (give each its own arena.path)") from None
+            raise ArenaBusy(
+                f"{settings.arena.path}: another sidecar is using this arena (give each its own arena.path)"
+            ) from None
         try:
             arena = open_arena(settings)
         except BaseException:

@@ -14,7 +14,7 @@ ACTIONS = {"allow": 0, "tag": 1, "throttle": 2, "challenge": 3, "block": 4}
 NEVER = 2.0  # a threshold that no score reaches
 METHOD_BITS = {"GET": 1, "HEAD": 2, "POST": 4, "PUT": 8, "PATCH": 16, "DELETE": 32, "OPTIONS": 64}
 METHOD_OTHER = 128
-BODY_MODES = {"none": 0, "streamed": 2, "buffered": 3}
+BODY_MODES = {"none": 0, "buffered": 1, "streamed": 2}
 PRINCIPAL_KINDS = {"header": 1, "cookie": 2, "jwt_claim": 3, "basic": 4}
 
 PATH_ANY, PATH_EXACT, PATH_PATTERN = 0, 1, 2

@@ -3,6 +3,7 @@
 Written from the contract (native/decode.pxd, ngram.pxd, lexical.pxd and the walkers), not from
 the code: strings and dicts instead of cursors and tables.
 """
+
 from __future__ import annotations
 
 import html
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 _spec = importlib.util.spec_from_file_location(
-    "make_keywords", Path(__file__).resolve().parent.parent / "native" / "make_keywords.py")
+    "make_keywords", Path(__file__).resolve().parent.parent / "native" / "make_keywords.py"
+)
 assert _spec
 assert _spec.loader
 keywords = importlib.util.module_from_spec(_spec)
@@ -28,15 +30,43 @@ M32 = 0xFFFFFFFF
 # ---------------------------------------------------------------- decoding
 
 _ENTITIES = {
-    "lt": "<", "gt": ">", "amp": "&", "quot": '"', "apos": "'", "nbsp": " ", "tab": "\t", "newline": "\n",
-    "colon": ":", "lpar": "(", "rpar": ")", "sol": "/", "bsol": "\\", "num": "#", "semi": ";", "equals": "=",
-    "period": ".", "comma": ",", "excl": "!", "grave": "`", "dollar": "$", "lbrace": "{", "rbrace": "}",
-    "lsqb": "[", "rsqb": "]", "plus": "+", "percnt": "%", "lowbar": "_", "verbar": "|", "ast": "*",
+    "lt": "<",
+    "gt": ">",
+    "amp": "&",
+    "quot": '"',
+    "apos": "'",
+    "nbsp": " ",
+    "tab": "\t",
+    "newline": "\n",
+    "colon": ":",
+    "lpar": "(",
+    "rpar": ")",
+    "sol": "/",
+    "bsol": "\\",
+    "num": "#",
+    "semi": ";",
+    "equals": "=",
+    "period": ".",
+    "comma": ",",
+    "excl": "!",
+    "grave": "`",
+    "dollar": "$",
+    "lbrace": "{",
+    "rbrace": "}",
+    "lsqb": "[",
+    "rsqb": "]",
+    "plus": "+",
+    "percnt": "%",
+    "lowbar": "_",
+    "verbar": "|",
+    "ast": "*",
 }
 _ESCAPE = re.compile(
     rb"%(?P<hex>[0-9a-fA-F]{2})|%[uU](?P<pu>[0-9a-fA-F]{4})|\\x(?P<bx>[0-9a-fA-F]{2})"
     rb"|\\u(?P<bu>[0-9a-fA-F]{4})|\\u\{(?P<bb>[0-9a-fA-F]{1,6})\}"
-    rb"|&#[xX](?P<ex>[0-9a-fA-F]{1,8});?|&#(?P<ed>[0-9]{1,9});?|&(?P<en>[a-zA-Z]{2,8});|(?P<plus>\+)", re.DOTALL)
+    rb"|&#[xX](?P<ex>[0-9a-fA-F]{1,8});?|&#(?P<ed>[0-9]{1,9});?|&(?P<en>[a-zA-Z]{2,8});|(?P<plus>\+)",
+    re.DOTALL,
+)
 
 
 def _utf8(cp: int) -> bytes:
@@ -47,6 +77,7 @@ def _utf8(cp: int) -> bytes:
 
 def decode(text: bytes, plus: bool = False) -> bytes:
     """One round."""
+
     def undo(m: re.Match[bytes]) -> bytes:
         if m["plus"]:
             return b" " if plus else b"+"
@@ -58,6 +89,7 @@ def decode(text: bytes, plus: bool = False) -> bytes:
                 return _utf8(cp) if cp <= 0x10FFFF else m[0]
         known = _ENTITIES.get(m["en"].decode().lower())
         return known.encode() if known else m[0]
+
     return _ESCAPE.sub(undo, text)
 
 
@@ -70,11 +102,14 @@ def decode_all(text: bytes, plus: bool = False, rounds: int = 3) -> bytes:
 _OVERLONG = re.compile(
     rb"[\xc0\xc1](?P<two>[\x80-\xbf])|(?P<skip>[\xc0\xc1])(?=[\x00-\x7f])"
     rb"|(?:\xe0\x80|\xf0\x80{2}|\xf8\x80{3}|\xfc\x80{4})(?P<more>[\xa1-\xbf])"
-    rb"|\xe2(?P<slash>\x88\x95|\x88\x96|\x81\x84)|\xef(?P<wide>[\xbc\xbd][\x80-\xbf])", re.DOTALL)
+    rb"|\xe2(?P<slash>\x88\x95|\x88\x96|\x81\x84)|\xef(?P<wide>[\xbc\xbd][\x80-\xbf])",
+    re.DOTALL,
+)
 
 
 def fold(text: bytes) -> bytes:
     """Lower case; runs of blanks, line ends and high bytes shortened; hidden ASCII brought out."""
+
     def ascii_of(m: re.Match[bytes]) -> bytes:
         if m["two"]:
             return bytes([((m[0][0] & 1) << 6) | (m["two"][0] & 63)])
@@ -86,6 +121,7 @@ def fold(text: bytes) -> bytes:
             return b"\\" if m["slash"] == b"\x88\x96" else b"/"
         cp = 0xF000 | ((m["wide"][0] & 63) << 6) | (m["wide"][1] & 63)
         return bytes([cp - 0xFEE0]) if 0xFF01 <= cp <= 0xFF5E else m[0]
+
     text = _OVERLONG.sub(ascii_of, text)
     text = re.sub(rb"[\x01-\x08\x0e-\x1f\x7f]", b"\x01", text)
     text = re.sub(rb"[\t\x0b\x0c ]+", b" ", text)
@@ -95,6 +131,7 @@ def fold(text: bytes) -> bytes:
 
 
 # ---------------------------------------------------------------- tokens and buckets
+
 
 def _word(word: bytes) -> int:
     text = word.decode("ascii")
@@ -111,8 +148,11 @@ def _word(word: bytes) -> int:
 
 def tokens(text: bytes) -> list[int]:
     out: list[int] = []
-    for m in re.finditer(rb"(?P<w>[a-zA-Z0-9_]+)|(?P<h>[\x80-\xff])|(?P<s> )|(?P<n>\n)|(?P<c>[\x00-\x1f\x7f])|(?P<p>.)",
-                         text, re.DOTALL):
+    for m in re.finditer(
+        rb"(?P<w>[a-zA-Z0-9_]+)|(?P<h>[\x80-\xff])|(?P<s> )|(?P<n>\n)|(?P<c>[\x00-\x1f\x7f])|(?P<p>.)",
+        text,
+        re.DOTALL,
+    ):
         if m["w"]:
             out.append(_word(m["w"]))
         elif m["h"]:
@@ -134,7 +174,7 @@ def _first_seen(items: list[int]) -> list[int]:
 def buckets(text: bytes) -> tuple[list[int], list[int]]:
     digits = re.sub(rb"[0-9]", b"0", text)
     digits = bytes(min(b, 128) for b in digits)
-    grams = [int.from_bytes(digits[i:i + 3], "little") for i in range(len(digits) - 2)]
+    grams = [int.from_bytes(digits[i : i + 3], "little") for i in range(len(digits) - 2)]
     trigrams = [((x * 0x9E3779B1) & M32) >> 16 for x in grams]
     found = []
     toks = tokens(text)
@@ -153,7 +193,7 @@ def windows(text: bytes) -> list[bytes]:
     out = []
     start = 0
     while True:
-        window = text[start:start + WINDOW]
+        window = text[start : start + WINDOW]
         if not out or window != out[-1]:
             out.append(window)
         if start + WINDOW >= len(text):
@@ -169,6 +209,7 @@ def linear(weights: dict[str, Any], text: bytes) -> float:
 
 
 # ---------------------------------------------------------------- taking JSON apart
+
 
 def json_leaves(doc: Any, place: str = "json") -> list[tuple[str, str]]:
     """(place, text) of the string leaves of a parsed document, in order, with JSON in strings
@@ -190,7 +231,10 @@ def json_leaves(doc: Any, place: str = "json") -> list[tuple[str, str]]:
 
 # ---------------------------------------------------------------- lexical features
 
-def lexical(window: bytes, score: float, value_bytes: int, rounds: int, variant: int, kind: str) -> dict[str, float]:
+
+def lexical(
+    window: bytes, score: float, value_bytes: int, rounds: int, variant: int, kind: str
+) -> dict[str, float]:
     """The features of a window by name."""
     text = window.decode("latin-1")
     n = max(len(text), 1)

@@ -7,8 +7,8 @@ import struct
 from pathlib import Path
 
 import pytest
-
 from native.engine import LIMITS, ArenaError, ArenaFile, Engine
+
 from sidecar.config.settings import Settings
 from sidecar.policy import compile_policy
 
@@ -84,7 +84,7 @@ def test_every_word_of_the_layout_is_checked(path: Path) -> None:
 def test_wrong_size_is_refused(path: Path, size: int) -> None:
     make(path)
     os.truncate(path, size)
-    with pytest.raises(ArenaError, match="too short|size mismatch"):
+    with pytest.raises(ArenaError, match=r"too short|size mismatch"):
         ArenaFile.open(path)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from native.engine import Engine, ModelError, Models
+
 from sidecar.config import Settings, loads
 from sidecar.core import Core, open_core
 from sidecar.reasons import sentences
@@ -15,7 +15,9 @@ def core(text: str = "") -> Core:
     return open_core(loads(text, "test") if text else Settings(), private=True, load_models=False)
 
 
-def drive(engine: Engine, n: int, method: str, url: str, status: int, client: str, every_s: float = 1.0, t: float = 1000.0) -> int:
+def drive(
+    engine: Engine, n: int, method: str, url: str, status: int, client: str, every_s: float = 1.0, t: float = 1000.0
+) -> int:
     """Send n requests ({i} in url counts); the number of the first one refused, 0 where none was."""
     for i in range(n):
         verdict = engine.decide(method, url.format(i=i), client=client, ts=t + i * every_s)

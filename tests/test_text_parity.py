@@ -1,4 +1,5 @@
 """The core agrees with the plain reference, step by step and as a whole."""
+
 from __future__ import annotations
 
 import base64
@@ -9,15 +10,50 @@ from urllib.parse import quote, quote_plus
 
 import numpy as np
 import pytest
-import reference_text as ref
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from native import text as core
+from tests import reference_text as ref
 
-PIECES = [b"select", b"<script>", b"%27", b"%2527", b"&lt;", b"&#39;", b"&#x3c;", b"&#60", b"\\u003c", b"\\x3c", b"\\u{3c}",
-          b"%u0027", b"../", b"/*", b"*/", b"''", b"${", b"$IFS", b"\xc0\xaf", b"\xe0\x80\xaf", b"\xef\xbc\x9c", b"\r\n", b"  ",
-          b"\x00", b"\xff", b"\xe2\x88\x96", b"%", b"&", b"\\", b"+", b"onerror", b"0x41", b"alert(1)", b"\xc0a", b"%2", b"&#"]
+PIECES = [
+    b"select",
+    b"<script>",
+    b"%27",
+    b"%2527",
+    b"&lt;",
+    b"&#39;",
+    b"&#x3c;",
+    b"&#60",
+    b"\\u003c",
+    b"\\x3c",
+    b"\\u{3c}",
+    b"%u0027",
+    b"../",
+    b"/*",
+    b"*/",
+    b"''",
+    b"${",
+    b"$IFS",
+    b"\xc0\xaf",
+    b"\xe0\x80\xaf",
+    b"\xef\xbc\x9c",
+    b"\r\n",
+    b"  ",
+    b"\x00",
+    b"\xff",
+    b"\xe2\x88\x96",
+    b"%",
+    b"&",
+    b"\\",
+    b"+",
+    b"onerror",
+    b"0x41",
+    b"alert(1)",
+    b"\xc0a",
+    b"%2",
+    b"&#",
+]
 hostile = st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=6)), max_size=24).map(b"".join)
 
 
@@ -73,15 +109,20 @@ def weights() -> dict[str, Any]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.one_of(st.sampled_from([p for p in PIECES if p != b"&"]), st.binary(max_size=6)), min_size=1, max_size=60)
-       .map(b"".join))
+@given(
+    st.lists(
+        st.one_of(st.sampled_from([p for p in PIECES if p != b"&"]), st.binary(max_size=6)),
+        min_size=1,
+        max_size=60,
+    ).map(b"".join)
+)
 def test_a_query_value_scores_as_its_worst_window(weights: dict[str, Any], value: bytes) -> None:
     host = core.TextHost(weights["data"])
     record = {"method": "GET", "url": "/?q=" + quote_plus(value)}
     decoded = ref.fold(ref.decode_all(quote_plus(value).encode(), plus=True))
     got = [w for place, w in host.values(record) if place == "query.q"]
     if got:
-        assert got[:len(ref.windows(decoded))] == ref.windows(decoded)
+        assert got[: len(ref.windows(decoded))] == ref.windows(decoded)
         worst = max(ref.linear(weights, w) for _, w in host.values(record))
         assert host.explain(record)["linear"] == pytest.approx(worst, abs=1e-3)
 
@@ -96,11 +137,17 @@ def test_lexical_features(weights: dict[str, Any], value: bytes) -> None:
     scores = [ref.linear(weights, w) for _, w in seen]
     best = max(scores)
     if sum(s > best - 1e-3 for s in scores) > 1:
-        return                       # float32 and float64 may choose differently between equals
+        return  # float32 and float64 may choose differently between equals
     place, window = seen[scores.index(best)]
     f = e["features"]
-    expected = ref.lexical(window, best, round(2 ** f["value_length"]) - 1, int(f["rounds"]), int(f["variant"]),
-                           "path" if place == "path" else "")
+    expected = ref.lexical(
+        window,
+        best,
+        round(2 ** f["value_length"]) - 1,
+        int(f["rounds"]),
+        int(f["variant"]),
+        "path" if place == "path" else "",
+    )
     assert e["place"] == place
     for name in core.FEATURE_NAMES:
         assert f[name] == pytest.approx(expected[name], abs=2e-3), name
@@ -109,15 +156,24 @@ def test_lexical_features(weights: dict[str, Any], value: bytes) -> None:
 
 json_text = st.text(st.characters(codec="utf-8", exclude_characters="%&\\+"), min_size=1, max_size=30)
 names = st.text("abcdefghij_", min_size=1, max_size=8)
-documents = st.recursive(json_text | st.integers() | st.booleans() | st.none(),
-                         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4), max_leaves=12)
+documents = st.recursive(
+    json_text | st.integers() | st.booleans() | st.none(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4),
+    max_leaves=12,
+)
 
 
 @settings(deadline=None)
-@given(st.dictionaries(names.filter(lambda n: n != "query"), documents, min_size=1, max_size=4), st.booleans())
+@given(
+    st.dictionaries(names.filter(lambda n: n != "query"), documents, min_size=1, max_size=4), st.booleans()
+)
 def test_json_leaves_and_their_places(doc: dict[str, Any], escaped: bool) -> None:
-    record = {"method": "POST", "url": "/", "headers": {"content-type": "application/json"},
-              "body": json.dumps(doc, ensure_ascii=escaped)}
+    record = {
+        "method": "POST",
+        "url": "/",
+        "headers": {"content-type": "application/json"},
+        "body": json.dumps(doc, ensure_ascii=escaped),
+    }
     got = []
     for place, window in core.TextHost(None).values(record):
         if place.startswith("json") and (place, window) not in got:

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from native.engine import BEHAVIOUR_FEATURE_NAMES, CLIENT_ENTRY_BYTES, ArenaFile, Engine
+
 from sidecar.config import Settings, loads
 from sidecar.core import Core, open_core
 from sidecar.policy import compile_policy
@@ -55,7 +55,7 @@ def test_features_are_those_of_the_reference(story: list, start: int) -> None:
     engine = c.engine(keep_features=True)
     reference = Client()
     t = float(start)
-    for gap, method, url, agent, body, principal, status, response_ms in story:
+    for gap, method, url, agent, body, _principal, status, response_ms in story:
         t = round(t + gap, 3)
         headers = [("user-agent", agent)] if agent else []
         # the principal has an entry of its own, whose row the forest sees: read the address's row by
@@ -137,7 +137,8 @@ def test_principals(one: list, same: list, other: list) -> None:
 @given(st.binary(max_size=300))
 def test_hostile_credentials_are_only_bytes(value: bytes) -> None:
     engine = core("client: {principal: [{jwt_claim: sub}, {basic: true}, {cookie: sid}]}").engine()
-    for prefix in (b"", b"Bearer a.", b"Basic ", b"Bearer " + base64.b64encode(value) + b"." + base64.b64encode(value) + b"."):
+    part = base64.b64encode(value)
+    for prefix in (b"", b"Bearer a.", b"Basic ", b"Bearer " + part + b"." + part + b"."):
         engine.decide("GET", "/", [("authorization", prefix + value), ("cookie", value)], client="192.0.2.1")
 
 
@@ -151,7 +152,8 @@ def test_siphash_of_the_reference_is_the_papers() -> None:
 def test_client_keys_are_siphash(name: str) -> None:
     c = core()
     k0, k1 = struct.unpack("<QQ", c.arena.key)
-    assert c.arena.client_key("name " + name) == siphash24(("name " + name).encode("utf-8", "surrogateescape"), k0, k1) | 1
+    data = ("name " + name).encode("utf-8", "surrogateescape")
+    assert c.arena.client_key("name " + name) == siphash24(data, k0, k1) | 1
 
 
 def test_an_attacker_who_rotates_addresses_does_not_push_out_busy_clients(tmp_path: Path) -> None:

@@ -94,10 +94,13 @@ class Listen(Section):
     )
     transport: Literal["grpc"] = Field("grpc", json_schema_extra=RESTART, description="Wire protocol.")
     max_message_bytes: Annotated[int, Size("16KiB", "64MiB")] = Field(
-        1 << 20,
+        4 << 20,
         alias="max_message",
         json_schema_extra=RESTART,
-        description="Largest message accepted from Envoy; a larger one ends its stream with an error.",
+        description=(
+            "Largest message accepted from Envoy; a larger one ends its stream with an error, which is a way past "
+            "Outrider where Envoy fails open: keep it above what Envoy buffers."
+        ),
     )
     max_streams: Integer = Field(
         1000,

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -186,13 +187,11 @@ class Stack:
         self.stop()
 
 
-def envoy_stats(admin_url: str) -> dict[str, int]:
-    """Envoy's counters and gauges by name; empty when it doesn't answer."""
-    import urllib.request
-
+def envoy_stats(admin_url: str, everything: bool = False) -> dict[str, int]:
+    """Envoy's counters and gauges by name, those that were ever used or all; empty when it doesn't answer."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(admin_url + "/stats?usedonly", timeout=2) as response:
+        with opener.open(admin_url + ("/stats" if everything else "/stats?usedonly"), timeout=2) as response:
             lines = response.read(1 << 20).decode("utf-8", "replace").splitlines()
     except OSError:
         return {}

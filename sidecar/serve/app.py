@@ -81,6 +81,7 @@ class Application:
         self.draining = False
         self.beat = time.monotonic()
         self.stopping = asyncio.Event()
+        self.hurry = asyncio.Event()
         self.watcher = ConfigWatcher(path, settings, self.changed, self.refused)
         self.core: Core | None = None
         self.transport: Transport | None = None
@@ -163,9 +164,10 @@ class Application:
         begun = time.monotonic()
         log.info("draining", extra={"limit_s": limit_s})
         self.transport.set_serving(False)
-        quiet = min(LOOK_AWAY_S, limit_s / 2)
-        await asyncio.sleep(quiet)
-        await self.transport.stop(max(0.0, limit_s - quiet))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.hurry.wait(), min(LOOK_AWAY_S, limit_s / 2))
+        left_s = 0.0 if self.hurry.is_set() else limit_s - (time.monotonic() - begun)
+        await self.transport.stop(max(0.0, left_s))
         log.info("drained", extra={"seconds": round(time.monotonic() - begun, 3)})
 
     async def close(self) -> None:
@@ -184,6 +186,9 @@ class Application:
             self.core = None
 
     def stop(self) -> None:
+        """SIGTERM or Ctrl-C: drain; told a second time: without waiting."""
+        if self.stopping.is_set():
+            self.hurry.set()
         self.stopping.set()
 
     def hang_up(self) -> None:

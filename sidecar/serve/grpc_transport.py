@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from native.extproc import ExtProcStream, ProtocolError, counts
+from native.extproc import ProtocolError, counts
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 HEALTH_STREAMS_MAX = 64  # room for health checks beside max_streams
@@ -286,10 +286,3 @@ class GrpcTransport:
         # closing may still ask the engine for a decision on an unfinished request
         with contextlib.suppress(Exception):
             stream.close()
-
-
-def engine_transport(engine: Any, listen: Any) -> GrpcTransport:
-    """The transport that drives this engine (native.engine.Engine), as the `listen` settings want it."""
-    host_address = engine.host_address()
-    limits = GrpcLimits(listen.max_message_bytes, listen.max_streams, listen.stream_idle_s)
-    return GrpcTransport(listen.address, lambda: ExtProcStream(host_address, engine), limits)

@@ -59,12 +59,14 @@ def _take(indptr: NDArray[np.int64], indices: NDArray[np.uint32],
 
 
 def _add_benign(bags: _Bags, w: dict[str, Any], weight: float, cap: int, rng: np.random.Generator) -> int:
-    """Every distinct window is an example of its own; at most cap, weighted so that the whole
-    counts weight * sqrt(windows)."""
-    _, rows = np.unique(w["hashes"], return_index=True)
+    """Every distinct window is an example of its own, at most cap of them. One seen often counts by the
+    square root of how often; the whole counts weight * sqrt(windows)."""
+    _, rows, seen = np.unique(w["hashes"], return_index=True, return_counts=True)
     rows = rows.astype(np.int64)
     if len(rows) > cap:
-        rows = rng.choice(rows, cap, replace=False)
+        kept = rng.choice(len(rows), cap, replace=False)
+        rows, seen = rows[kept], seen[kept]
+    share = np.sqrt(seen)
     indices, lengths = _take(w["indptr"], w["indices"], rows)
     n = len(rows)
     if n:
@@ -72,7 +74,7 @@ def _add_benign(bags: _Bags, w: dict[str, Any], weight: float, cap: int, rng: np
         bags.lengths.append(lengths)
         bags.bag_windows.append(np.ones(n, np.int64))
         bags.labels.append(np.zeros(n, np.uint8))
-        bags.weights.append(np.full(n, weight / np.sqrt(n), np.float32))
+        bags.weights.append((weight * np.sqrt(n) * share / share.sum()).astype(np.float32))
     return n
 
 
@@ -107,8 +109,8 @@ def _attack_variants(texts: list[LabelledText], fillers: list[str], rng: random.
     return [t.text if rng.random() < 0.5 else embed(rng, t.text, rng.choice(fillers)) for t in texts]
 
 
-def train_linear(data: Dataset, seed: int = 0, *, epochs: int = 6, rate: float = 0.2,
-                 attack_share: float = 0.2, window_cap: int = 120_000, attack_cap: int = 8000,
+def train_linear(data: Dataset, seed: int = 0, *, epochs: int = 6, rate: float = 0.15,
+                 attack_share: float = 0.3, window_cap: int = 120_000, attack_cap: int = 8000,
                  own_weight: float = 1.0, splits: tuple[Split, ...] = ("train",),
                  progress: Progress | None = None) -> LinearWeights:
     """AdaGrad logistic regression on the hashed windows of the splits' benign requests, benign texts and
@@ -176,9 +178,10 @@ def threshold_at(scores: NDArray[np.float32], rate: float) -> float:
 
 
 def calibrate_threshold(host: Any, data: Dataset, request_rate: float = 0.001, text_rate: float = 0.005,
-                        seed: int = 0) -> float:
+                        margin: float = 0.5, seed: int = 0) -> float:
     """The block threshold: no calibration source of benign requests is refused more often than
-    request_rate, benign texts put into requests not more often than text_rate."""
+    request_rate, benign texts put into requests not more often than text_rate; plus a margin, since
+    thresholds move between sources."""
     by_source: dict[str, list[dict[str, Any]]] = defaultdict(list)
     rates: dict[str, float] = {}
     for r in data.labelled_requests("calibrate", seed, attacks_max=0):
@@ -188,5 +191,5 @@ def calibrate_threshold(host: Any, data: Dataset, request_rate: float = 0.001, t
         rates[t.source] = text_rate
     if not by_source:
         raise ValueError("no benign requests to calibrate on")
-    return max(threshold_at(host.linear(rows), rates.get(source, request_rate))
-               for source, rows in by_source.items())
+    return margin + max(threshold_at(host.linear(rows), rates.get(source, request_rate))
+                        for source, rows in by_source.items())

@@ -39,9 +39,13 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def make_bundle(path: Path, score: float) -> Path:
-    """A model bundle that gives every request this text score: a linear model without weights."""
+def make_bundle(path: Path, score: float, marker: bytes = b"") -> Path:
+    """A model bundle that gives every request this text score, by a linear model without weights; with a
+    marker (folded text): 0.95 to requests that carry it, where `score` is for the others."""
     number, names = bundle.text_schema()
+    trigram = np.zeros(text.N_TRIGRAMS)
+    if marker:
+        trigram[text.buckets(marker)[0]] = 100.0
     manifest = {
         "name": f"always {score}",
         "created": "2026-01-01T00:00:00Z",
@@ -49,13 +53,16 @@ def make_bundle(path: Path, score: float) -> Path:
         "behaviour": None,
         "trees": {},
         "combination": {"linear": {"linear": 1.0}},
-        "calibration": {"linear": {"knots": [(-1000.0, score), (1000.0, score)]}},
+        # some trigrams of the marker occur elsewhere too; all of them only in it
+        "calibration": {
+            "linear": {"knots": [(-1.0, score), (20.0, score), (30.0, 0.95 if marker else score)]}
+        },
         "thresholds": [],
         "training": [],
         "metrics": {},
         "versions": {},
     }
-    weights = text.weights_bytes(np.zeros(text.N_TRIGRAMS), np.zeros(text.N_TOKEN_GRAMS), 0.0)
+    weights = text.weights_bytes(trigram, np.zeros(text.N_TOKEN_GRAMS), 0.0)
     bundle.write_bundle(path, manifest, {"linear.bin": weights})
     return path
 
@@ -190,3 +197,19 @@ class Load:
         self._stop.set()
         for thread in self._threads:
             thread.join(30)
+
+
+def chunked(*pieces: bytes, trailers: bytes = b"", end: bool = True) -> bytes:
+    out = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+    return out + (b"0\r\n" + trailers + b"\r\n" if end else b"")
+
+
+def post(target: str, body: bytes, *headers: str) -> bytes:
+    lines = [
+        f"POST {target} HTTP/1.1",
+        "host: shop",
+        f"x-forwarded-for: {FRIEND}",
+        "connection: close",
+        *headers,
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

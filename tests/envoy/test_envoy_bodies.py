@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from harness import FRIEND, ask, echoed, eventually, metrics, raw, resident_bytes, tail_of
+from harness import FRIEND, ask, chunked, echoed, eventually, metrics, post, raw, resident_bytes, tail_of
 
 from sidecar.demo.stack import Stack
 
@@ -59,22 +59,6 @@ def test_over_the_limit_the_first_part_is_decided_on(stack: Stack) -> None:
     before = metrics(stack)[name]
     ask(stack, "/echo", method="POST", body=b"b" * 300_000)
     assert metrics(stack)[name] == before + 1
-
-
-def chunked(*pieces: bytes, trailers: bytes = b"", end: bool = True) -> bytes:
-    out = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
-    return out + (b"0\r\n" + trailers + b"\r\n" if end else b"")
-
-
-def post(target: str, body: bytes, *headers: str) -> bytes:
-    lines = [
-        f"POST {target} HTTP/1.1",
-        "host: shop",
-        f"x-forwarded-for: {FRIEND}",
-        "connection: close",
-        *headers,
-    ]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 @pytest.mark.parametrize("target", ["/echo", "/upload"])

@@ -268,10 +268,21 @@ def test_envoy_counts_no_protocol_errors(stack: Stack) -> None:
     """In all of the shared stack's traffic so far."""
     for number in range(20):
         ask(stack, f"/items/{number}")
-    stats = envoy_stats(stack.envoy_admin_url)
-    assert stats.get("cluster.outrider.http2.rx_messaging_error", 0) == 0
-    assert stats.get("http.ingress.ext_proc.outrider.spurious_msgs_received", 0) == 0
-    assert stats.get("http.ingress.ext_proc.outrider.failure_mode_allowed", 0) == 0
-    assert any(
-        name.endswith("ext_proc.outrider.streams_started") and value >= 20 for name, value in stats.items()
-    )
+    stats = envoy_stats(stack.envoy_admin_url, everything=True)
+
+    def one(ending: str) -> int:
+        (value,) = [value for name, value in stats.items() if name.endswith(ending)]
+        return value
+
+    assert one("ext_proc.outrider.streams_started") >= 20
+    assert one("ext_proc.outrider.stream_msgs_received") >= 30
+    for fault in (
+        "spurious_msgs_received",
+        "streams_failed",
+        "failure_mode_allowed",
+        "message_timeouts",
+        "rejected_header_mutations",
+    ):
+        assert one(f"ext_proc.outrider.{fault}") == 0, fault
+    assert one("cluster.outrider.http2.rx_messaging_error") == 0
+    assert one("cluster.outrider.upstream_cx_protocol_error") == 0
