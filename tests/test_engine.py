@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native.engine import Engine, ModelError, Models
 
+from native.engine import Engine, ModelError, Models
 from sidecar.config import Settings, loads
 from sidecar.core import Core, open_core
 from sidecar.reasons import sentences
