@@ -40,7 +40,8 @@ cdef extern from *:
     /* p stands behind '&', n bytes are left; bytes taken (with ';') or 0; *c gets the character */
     static inline uint32_t or_entity_at(const uint8_t *p, uint32_t n, uint8_t *c) {
         char w[8]; uint32_t k = 0, i;
-        while (k < n && k < 8 && ((p[k] | 32) >= 'a') && ((p[k] | 32) <= 'z')) { w[k] = (char)(p[k] | 32); k++; }
+        while (k < n && k < 8 && ((p[k] | 32) >= 'a') && ((p[k] | 32) <= 'z')) {
+            w[k] = (char)(p[k] | 32); k++; }
         if (k < 2 || k >= n || p[k] != ';') return 0;
         for (i = 0; i < sizeof or_entities / sizeof *or_entities; i++)
             if (or_entities[i].n == k && memcmp(or_entities[i].name, w, k) == 0) {

@@ -134,8 +134,6 @@ cdef inline void walk_xml(TextScratch *s, const uint8_t *p, uint32_t n) noexcept
                         leaf(s, p + j + 1, e - j - 1, KIND_XML, False)
                     j = e + 1
             s.place_n = k
-            if j == e and j < n and p[j] != c'>' and not xml_blank(p[j]):
-                j += 1
         if closed or j >= n:
             if deeper:
                 deeper -= 1
@@ -177,7 +175,8 @@ cdef inline void score_name_xml(TextScratch *s, const uint8_t *p, uint32_t n) no
             return
 
 
-cdef inline uint32_t find(const uint8_t *p, uint32_t n, uint32_t i, const char *lit, uint32_t k) noexcept nogil:
+cdef inline uint32_t find(const uint8_t *p, uint32_t n, uint32_t i, const char *lit,
+                          uint32_t k) noexcept nogil:
     """Index of lit[0..k) in p[i..n), n where it is not there."""
     cdef const uint8_t *found
     while i + k <= n:

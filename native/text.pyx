@@ -371,7 +371,8 @@ cdef class TextHost:
         else:
             self.view.headers[1].value = s
         self.run(0)
-        return {"linear": self.result.linear, "n_windows": self.result.n_windows, "cut": bool(self.result.cut)}
+        return {"linear": self.result.linear, "n_windows": self.result.n_windows,
+                "cut": bool(self.result.cut)}
 
     def time_ns(self, record: dict, int repeats=1000):
         """uint64 [repeats]: nanoseconds of one text_score each, for benchmarks."""

@@ -190,7 +190,7 @@ def test_unknown_formats_and_broken_lines_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown format"):
         ds.load([write(tmp_path / "a.jsonl.gz", [{"x": 1}])], grammar_texts=0)
     (tmp_path / "b.jsonl").write_text('{"method": "GET", "url": "/"}\n{broken\n')
-    with pytest.raises(ValueError, match="b.jsonl:2"):
+    with pytest.raises(ValueError, match=r"b\.jsonl:2"):
         ds.load([tmp_path / "b.jsonl"], grammar_texts=0)
 
 

@@ -22,6 +22,7 @@ Floats = NDArray[np.floating]
 TREES = 64
 SAMPLES = 256
 ROWS_PER_SOURCE = 40_000          # used for training, of each source
+CALIBRATION_ROWS = 10_000         # of each source
 CEILING = 0.79                    # below the default throttle threshold
 
 
@@ -119,7 +120,7 @@ class BehaviourSide:
 
 
 def fit(sources: dict[str, Rows], seed: int, jobs: int = 2) -> BehaviourSide:
-    """Train on all sources; calibrate each on a model that was trained without it.
+    """Train on all sources; calibrate on outputs of models that were trained without the source.
 
     With one source only, halves in time stand in for sources."""
     benign = {name: rows.features[rows.labels == 0] for name, rows in sources.items()}
@@ -141,6 +142,11 @@ def fit(sources: dict[str, Rows], seed: int, jobs: int = 2) -> BehaviourSide:
             names = [c for c, bad in zip(rows.classes, hostile, strict=True) if bad]
             for cls in sorted(set(names)):
                 attacks.setdefault(cls, []).append(raw[np.asarray(names) == cls])
-    pairs = knots([BenignSource(name, raw) for name, raw in unseen.items()])
+    # the mean over sources, unlike the text side: each service has its own idea of usual, and a model
+    # that hasn't seen a service is no judge of its rarest clients
+    rng = np.random.default_rng(seed)
+    pairs = knots([BenignSource("all", np.concatenate(
+        [raw[rng.choice(len(raw), CALIBRATION_ROWS, replace=len(raw) < CALIBRATION_ROWS)]
+         for raw in unseen.values()]))])
     return BehaviourSide(model, [(x, min(y, CEILING)) for x, y in pairs], unseen,
                          {cls: np.concatenate(parts) for cls, parts in attacks.items()})

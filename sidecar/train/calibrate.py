@@ -1,7 +1,7 @@
 """From raw model outputs to scores that compare across models.
 
-A score is a statement about benign traffic: 0.5 is exceeded by 1% of benign requests, 0.8 by 0.1%,
-0.9 by 0.05% (ANCHORS). Thresholds read off one site are several times off on another, and an
+A score is a statement about benign traffic: 0.5 is exceeded by 1% of benign requests, 0.8 by
+0.1%, 0.9 by 0.05% (ANCHORS). Thresholds read off one site are several times off on another, and an
 average over sites hides the one that suffers. So each benign source gives its own threshold and
 the most demanding one counts: a score promises its rate for the worst source seen, not the mean.
 """
@@ -17,6 +17,7 @@ from sidecar.bundle import ANCHORS
 
 Floats = NDArray[np.floating]
 ROWS_MIN = 50                     # a source with fewer benign rows has no say of its own
+TAIL = 0.005
 KNOTS_ABOVE = 6                   # knots beyond the last anchor, each halving the way to 1
 
 
@@ -38,18 +39,22 @@ class BenignSource:
 def upper_quantile(raw: Floats, rate: float) -> float:
     """The value that a share `rate` of raw exceeds.
 
-    Where fewer than five rows would exceed it, the tail is taken to be exponential and fitted to the
-    mean excess over the value that the top 20 rows exceed (peaks over threshold): one odd row then
-    doesn't set the threshold, and rates below 1/n get a value."""
-    n = len(raw)
-    if rate * n >= 5:
+    In the tail (rates up to TAIL) the same value counts once, however many rows repeat it: else one odd
+    value that one client sends all day sets the threshold for all. Where fewer than five values would
+    exceed it, the tail is taken to be exponential, fitted to the mean excess over the value that the
+    top 20 exceed (peaks over threshold): one odd value then doesn't decide, and rates below 1/n get a value."""
+    if rate > TAIL:
         return float(np.quantile(raw, 1.0 - rate))
-    top = np.sort(raw)[-min(n, 21):]
+    allowed = rate * len(raw)
+    distinct = np.unique(raw.round(6))
+    if allowed >= 5:
+        return float(distinct[max(0, len(distinct) - 1 - int(allowed))])
+    top = distinct[-min(len(distinct), 21):]
     base, excess = float(top[0]), top[1:] - top[0]
     if len(excess) == 0:
         return base
-    share = len(excess) / n
-    return base + float(np.mean(excess)) * max(0.0, float(np.log(share / rate)))
+    value = base + float(np.mean(excess)) * max(0.0, float(np.log(len(excess) / allowed)))
+    return min(value, float(top[-1])) if allowed >= 1 else value
 
 
 def threshold(sources: Sequence[BenignSource], rate: float) -> float:

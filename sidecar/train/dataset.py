@@ -406,8 +406,8 @@ def _put_cookie(rng: random.Random, r: Record, text: str) -> None:
 _HEADERS = ["x-search", "x-api-version", "x-client-info", "x-forwarded-for", "referer", "user-agent"]
 _NAMES = [
     "q", "id", "name", "search", "query", "text", "title", "comment", "message", "filter", "sort", "page",
-    "url", "file", "path", "user", "email", "lang", "category", "item", "data", "value", "content", "description",
-    "note", "subject", "address", "city", "code", "token", "ref",
+    "url", "file", "path", "user", "email", "lang", "category", "item", "data", "value", "content",
+    "description", "note", "subject", "address", "city", "code", "token", "ref",
 ]
 _VALUES = ["1", "true", "en", "summer", "blue shoes", "2024-05-01", "alice@example.test", "Main Street 5"]
 _PLACES: list[tuple[int, Callable[[random.Random, Record, str], None]]] = [

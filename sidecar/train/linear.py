@@ -180,7 +180,8 @@ def threshold_at(scores: NDArray[np.float32], rate: float) -> float:
 def calibrate_threshold(host: Any, data: Dataset, request_rate: float = 0.001, text_rate: float = 0.005,
                         margin: float = 0.5, seed: int = 0) -> float:
     """The block threshold: no calibration source of benign requests is refused more often than
-    request_rate, benign texts put into requests not more often than text_rate; plus a margin, since thresholds move between sources."""
+    request_rate, benign texts put into requests not more often than text_rate; plus a margin, since
+    thresholds move between sources."""
     by_source: dict[str, list[dict[str, Any]]] = defaultdict(list)
     rates: dict[str, float] = {}
     for r in data.labelled_requests("calibrate", seed, attacks_max=0):

@@ -26,10 +26,11 @@ from sidecar.train.trees import Outputs, TextTrees
 Floats = NDArray[np.floating]
 Tell = Callable[[str, float], None]      # stage, share done 0..1
 
-REFUSED = 0.8                     # score from which requests are refused by default (throttled)
+REFUSED = 0.9                     # score from which a text is refused by default (blocked)
 FREQUENT_BYTES_MAX = 40
 FREQUENT_GROUPS_MIN = 4           # sites, repositories, clients that send a value
-FREQUENT_MAX = 1000
+FREQUENT_MAX = 2000
+FREQUENT_STEP = 100
 WINDOW_MARKS = b"\x02\x03"        # begin and end of a value (native/decode.pxd)
 ATTACK_SHARE = 0.3                # weight of all attack rows against all benign rows in the trees
 TEXTS_PER_FOLD = 4000             # benign texts, and attacks, put into requests of a fold
@@ -79,7 +80,8 @@ def assign_folds(data: Dataset, folds: int, seed: int) -> dict[tuple[str, str], 
     """(source, group) -> fold: large groups first, each to the fold that has least of its source. What
     the grammars made trains in every fold and is scored in none."""
     sizes: dict[str, Counter[str]] = defaultdict(Counter)
-    for item in (*data.requests, *data.texts):
+    items: list[LabelledRequest | LabelledText] = [*data.requests, *data.texts]
+    for item in items:
         if not item.source.endswith("_grammar"):
             sizes[item.source][item.group] += 1
     out = {}
@@ -121,7 +123,9 @@ def frequent_values(data: Dataset) -> list[LabelledText]:
                     groups[text.strip(WINDOW_MARKS)].add((r.source, r.group))
     common = sorted((t for t in groups if t and len(groups[t]) >= FREQUENT_GROUPS_MIN),
                     key=lambda t: (-len(groups[t]), t))[:FREQUENT_MAX]
-    return [LabelledText(t.decode("utf-8", "replace"), 0, "frequent_grammar", "", "train", "frequent") for t in common]
+    # sources weigh by the square root of their size: the more common a value, the smaller its source
+    return [LabelledText(t.decode("utf-8", "replace"), 0, "frequent_grammar", str(rank // FREQUENT_STEP), "train",
+                         "frequent") for rank, t in enumerate(common)]
 
 
 def _kind(item: LabelledRequest, traffic: set[str]) -> str:
@@ -207,9 +211,8 @@ def calibrations(benign: Sequence[Outputs], combination: Mapping[str, Combinatio
 
 
 def _sources(benign: Sequence[Outputs], c: Combination) -> list[BenignSource]:
-    """What thresholds are read off: the same worst value counts once per source, however many requests of
-    a log repeat it; else a single odd value that one client sends all day sets the threshold for all."""
-    return [BenignSource(s.name, np.unique(s.raw(c).round(6)), s.tolerance) for s in benign if s.tolerance < SUITE]
+    """What thresholds are read off."""
+    return [BenignSource(s.name, s.raw(c), s.tolerance) for s in benign if s.tolerance < SUITE]
 
 
 def nested_rates(rows: Rows, margins: Floats, forest: Floats, c: Combination) -> dict[str, float]:
@@ -294,7 +297,8 @@ def train_text(data: Dataset, seed: int, folds: int, jobs: int, tell: Tell) -> T
 
     level = {name: next(x for x, y in pairs if y == REFUSED) for name, pairs in knots.items()}
     counts: dict[str, tuple[int, int]] = {}
-    for item in (*data.requests, *data.texts):
+    items: list[LabelledRequest | LabelledText] = [*data.requests, *data.texts]
+    for item in items:
         a, b = counts.get(item.source, (0, 0))
         counts[item.source] = (a + (item.label == 0), b + (item.label == 1))
     return TextSide(

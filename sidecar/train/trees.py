@@ -109,7 +109,7 @@ def fit_combination(benign: Sequence[Outputs], attacks: Sequence[Outputs],
         (2.0, 1.0, 3.0, 5.0), (1.0, 0.5), (0.0, 0.5, 1.0))]
     best, best_value = grid[0], -1.0
     for c in grid:
-        sources = [BenignSource(s.name, np.unique(s.raw(c).round(6)), s.tolerance) for s in benign]
+        sources = [BenignSource(s.name, s.raw(c), s.tolerance) for s in benign]
         value = 0.0
         for rate in rates:
             level = threshold(sources, rate)
