@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
 from native.base cimport mix64, or_now_ns
-from native.decode cimport (base64_text, decode_round, fold_text, hex4, needs_strip, put_codepoint,
+from native.decode cimport (base64_text, decode_round, fold_text, hex4, needs_strip, or_b64, put_codepoint,
                             strip_text)
 from native.ngram cimport window_hash, window_score
 from native.textdefs cimport *
@@ -168,6 +168,25 @@ cdef inline uint32_t decode_all(TextScratch *s, const uint8_t *p, uint32_t n, ui
     return k
 
 
+cdef inline bint data_url(const uint8_t *p, uint32_t n, uint8_t *dst, uint32_t *out_n) noexcept nogil:
+    """Text behind 'base64,' up to the first byte that is no digit of base64, decoded to dst."""
+    cdef uint32_t i = 6, e
+    cdef const uint8_t *found
+    while i + 12 < n:
+        found = <const uint8_t *>memchr(p + i, c',', n - i)
+        if found == NULL:
+            return False
+        i = <uint32_t>(found - p)
+        if memcmp(p + i - 6, "base64", 6) == 0:
+            i += 1
+            e = i
+            while e < n and or_b64[p[e]] and p[e] != c' ':
+                e += 1
+            return base64_text(p + i, e - i, dst, out_n)
+        i += 1
+    return False
+
+
 cdef inline void score_piece(TextScratch *s, const uint8_t *p, uint32_t n, uint8_t kind,
                              bint plus) noexcept nogil:
     """Decode, fold and score at most CHUNK_BYTES, and the variants they call for."""
@@ -175,7 +194,7 @@ cdef inline void score_piece(TextScratch *s, const uint8_t *p, uint32_t n, uint8
     cdef uint32_t k, m = 0
     cdef bint coded
     k = decode_all(s, p, n, s.buf_a + 1, plus, &rounds)
-    coded = base64_text(s.buf_a + 1, k, s.buf_b + 1, &m)
+    coded = base64_text(s.buf_a + 1, k, s.buf_b + 1, &m) or data_url(s.buf_a + 1, k, s.buf_b + 1, &m)
     k = fold_text(s.buf_a + 1, k, s.buf_a + 1)
     s.buf_a[0] = 2
     s.buf_a[k + 1] = 3

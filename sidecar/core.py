@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from native.engine import ArenaError, ArenaFile, Engine, ModelError, Models
-
 from sidecar.policy import compile_policy
 
 if TYPE_CHECKING:

@@ -83,6 +83,11 @@ CASES = [
     ("header.referer.q", {"url": "/", "headers": {"referer": "https://h.test/p?q=%3Cb%3E"}}, "<b>"),
     ("header.x-api-version", {"url": "/", "headers": {"x-api-version": "${jndi:x}"}}, "${jndi:x}"),
     ("header.accept", {"url": "/", "headers": {"accept": "*/*;${x}"}}, "*/*;${x}"),
+    (
+        "query.u",
+        {"url": "/?u=data:text/html;base64,PHNjcmlwdD5hbGVydCgxKTwvc2NyaXB0Pg%3D%3D"},
+        "<script>alert(1)</script>",
+    ),
     ("body", post("just some text", {"content-type": "text/plain"}), "just some text"),
     (
         "json.a",

@@ -1,0 +1,75 @@
+"""The latency budget: what gives way, in which order, and that it shows. No times are asserted: a budget is made
+impossible or absent instead."""
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from native.engine import Engine
+from sidecar.config import loads
+from sidecar.core import Core, open_core
+
+LONG = json.dumps({f"field{i}": f"a harmless sentence, number {i}, with some words in it" for i in range(250)})
+ATTACK = "/search?q=%27%20UNION%20SELECT%20password%20FROM%20users--%20"
+MINIMAL = "latency: {budget: 10us%s}\nthresholds: {tag: null, throttle: null, block: 0.9}\n"
+
+
+def hurried(text: str) -> tuple[Core, Engine]:
+    """A core that minds its budget, as in service (a private core's own engines take their time)."""
+    core = open_core(loads(text, "test"), private=True)
+    return core, Engine(core.arena, core.models)
+
+
+def test_a_large_body_does_not_fit_ten_microseconds_and_says_so() -> None:
+    core, engine = hurried(MINIMAL % "")
+    records = [
+        engine.decide("POST", "/x", [("content-type", "application/json")], LONG, client="192.0.2.1").record()
+        for _ in range(200)
+    ]
+    assert all(record["skipped"] for record in records)
+    assert all("random_forest" in record["skipped"] for record in records)  # the first to give way
+    counters = core.arena.counters()
+    assert counters["skipped_random_forest"] == 200
+    assert counters["requests"] == 200
+
+
+def test_what_gives_way_is_the_operators_choice() -> None:
+    _, engine = hurried(MINIMAL % ", skip: [text, xgboost]")
+    for _ in range(50):
+        record = engine.decide("POST", "/x", [("content-type", "application/json")], LONG, client="192.0.2.1").record()
+        assert "behaviour" not in record["skipped"]
+        assert set(record["skipped"]) <= {"text", "xgboost", "random_forest"}
+        # without values there is nothing for the trees to look at; otherwise the forest always runs
+        assert ("random_forest" in record["skipped"]) <= ("text" in record["skipped"])
+
+
+def test_nothing_gives_way_where_nothing_may() -> None:
+    core, engine = hurried(MINIMAL % ", skip: []")
+    for _ in range(50):
+        verdict = engine.decide("POST", "/x", [("content-type", "application/json")], LONG, client="192.0.2.1")
+        assert set(verdict.skipped) <= {"text"}  # which stops by itself at the deadline, with what it has
+        assert verdict.record()["raw"]["random_forest"] is not None
+    assert core.arena.counters()["budget_overruns"] > 0
+
+
+def test_an_ample_budget_changes_nothing() -> None:
+    _, engine = hurried("latency: {budget: 1s}")
+    core = open_core(loads("{}", "test"), private=True)
+    unhurried = core.engine()
+    for url in ("/", ATTACK, "/a/b?c=d"):
+        one = engine.decide("GET", url, client="192.0.2.1", ts=1000.0)
+        other = unhurried.decide("GET", url, client="192.0.2.1", ts=1000.0)
+        assert one.skipped == other.skipped == []
+        assert one.record()["scores"] == other.record()["scores"]
+        assert one.action == other.action
+
+
+@pytest.mark.parametrize("skip", ["[random_forest]", "[random_forest, xgboost]"])
+def test_the_linear_kernel_alone_still_finds_the_plain_attack(skip: str) -> None:
+    """A stage left out must not shift the scale: each subset of models is calibrated by itself."""
+    core = open_core(loads(f"latency: {{skip: {skip}}}", "test"), private=True)
+    full = core.engine().decide("GET", ATTACK, client="192.0.2.1")
+    assert full.action == "block"
+    assert full.place == "query.q"
+    assert "sql_injection" in full.reasons
