@@ -22,10 +22,11 @@ lint: setup ## ruff, mypy and cython-lint
 
 bench: setup ## the request pipeline stage by stage, and detection on the measuring data
 	@$(PYTHON) -m bench.pipeline
-	@OUTRIDER_DATA=$(DATA) $(PYTHON) -m bench.detection
+	@$(PYTHON) -m bench.behaviour
+	@$(PYTHON) -m bench.detection --data $(DATA)
 
 default-models: setup ## train the bundle that ships, from the permissively licensed data
-	@OUTRIDER_DATA=$(DATA) $(PYTHON) -m sidecar.train.default
+	@$(OUTRIDER) train --default-data $(DATA) --out sidecar/default_bundle
 
 docs: setup ## CONFIGURATION.md and the example from the settings
 	@$(PYTHON) -m sidecar.config.document

@@ -1,20 +1,23 @@
-"""How much of each attack source is refused, and how much benign traffic, at one shipped threshold.
+"""How much of each attack source is refused, and how much benign traffic, at the thresholds as shipped.
 
-    python bench/detection.py --data DIR [--weights linear.bin] [--json] [--missed N]
+    python -m bench.detection [--data DIR] [--bundle FOLDER] [--json] [--missed N]
+    python -m bench.detection --linear [--weights linear.bin]
 
-Without --weights a linear model is trained on the training split of the files in DIR and its block
-threshold calibrated on the calibration split. What is printed comes from the hold-out: sites,
-repositories, payload files and question boards that neither step has seen; gotestwaf, CSIC 2010 and the
-Apache log are never trained on. Payloads are measured inside benign hold-out requests. The text part's
-linear score alone decides here; the trees behind it come on top.
+Each request goes through the whole core with the default settings, by itself (no client, no time). What is printed
+comes from the hold-out: sites, repositories, payload files and question boards that training has not seen;
+gotestwaf, CSIC 2010 and the log of web bots are never trained on. Payloads and benign texts are measured inside
+benign hold-out requests. With --linear only the linear model decides, trained anew on the training split and its
+threshold calibrated on the calibration split.
 """
 from __future__ import annotations
 
+import base64
 import json
+import os
 import random
-import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from native.text import TextHost
-
+from sidecar.config import Settings
+from sidecar.core import DEFAULT_BUNDLE, open_core
 from sidecar.train.dataset import Dataset, LabelledText, evenly, load, read_file, transplant
 from sidecar.train.linear import calibrate_threshold, train_linear
 
@@ -81,43 +83,74 @@ def slices(data: Dataset, folder: Path, seed: int) -> list[Row]:
     return [Row(source, label, *by_source[source, label]) for source, label in order]
 
 
-@click.command()
-@click.option("--data", "folder", required=True,
+Judge = Callable[[list[dict[str, Any]]], tuple[np.ndarray, np.ndarray]]
+REFUSED = ("throttle", "challenge", "block")
+
+
+def whole_core(bundle: Path) -> Judge:
+    """(scores, refused) of records, as the product would decide with its default settings."""
+    settings = Settings.model_validate({"models": {"bundle": str(bundle)}})
+    core = open_core(settings, private=True)
+    engine = core.engine()
+
+    def judge(records: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+        scores = np.zeros(len(records))
+        refused = np.zeros(len(records), bool)
+        for i, record in enumerate(records):
+            body = record.get("body") or ""
+            raw = base64.b64decode(body) if record.get("body_enc") == "b64" else body.encode("utf-8", "surrogateescape")
+            verdict = engine.decide(record["method"], record["url"], record.get("headers"), raw, anonymous=True)
+            scores[i], refused[i] = verdict.score, verdict.action in REFUSED
+        return scores, refused
+
+    return judge
+
+
+def linear_alone(host: TextHost, threshold: float) -> Judge:
+    def judge(records: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+        scores = np.nan_to_num(host.linear(records), nan=-99.0)
+        return scores, scores >= threshold
+
+    return judge
+
+
+@click.command(help=__doc__.split("\n\n")[0])
+@click.option("--data", "folder", default=os.environ.get("OUTRIDER_DATA", "../shared/data"), show_default=True,
               type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--weights", help="A trained linear.bin.",
+@click.option("--bundle", default=DEFAULT_BUNDLE, show_default=True,
+              type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--linear", is_flag=True, help="The linear model alone.")
+@click.option("--weights", help="A trained linear.bin (with --linear).",
               type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--threshold", type=float, help="Block threshold of the linear score; calibrated if not given.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--missed", type=int, default=0, help="Show so many errors of each slice.")
 @click.option("--only", default="", help="Show errors only of slices whose name starts so.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def main(folder: Path, weights: Path | None, threshold: float | None, seed: int, missed: int, only: str,
-         as_json: bool) -> None:
-    """Measure detection of the text part on hold-out data."""
+def main(folder: Path, bundle: Path, linear: bool, weights: Path | None, threshold: float | None, seed: int,
+         missed: int, only: str, as_json: bool) -> None:
     started = time.perf_counter()
     data = load([folder / f for f in TRAINING if (folder / f).exists()], seed)
-    trained_s = 0.0
-    if weights is None:
-        t = time.perf_counter()
-        host = TextHost(train_linear(data, seed).data)
-        trained_s = time.perf_counter() - t
+    out: dict[str, Any] = {"slices": {}}
+    if linear:
+        host = TextHost(weights) if weights else TextHost(train_linear(data, seed).data)
+        out["threshold"] = calibrate_threshold(host, data, seed=seed) if threshold is None else threshold
+        judge, title = linear_alone(host, out["threshold"]), f"Refused at linear score >= {out['threshold']:.3f}"
     else:
-        host = TextHost(weights)
-    if threshold is None:
-        threshold = calibrate_threshold(host, data, seed=seed)
-    out: dict[str, Any] = {"threshold": threshold, "training_s": round(trained_s, 1), "slices": {}}
-    table = Table(title=f"Refused at linear score >= {threshold:.3f}", title_justify="left")
+        host = TextHost(bundle / "linear.bin")
+        out["bundle"] = str(bundle)
+        judge, title = whole_core(bundle), "Refused, thresholds as shipped"
+    table = Table(title=title, title_justify="left")
     for column in ("source", "requests", "refused", "share", "target", "share at 1% / 0.1% of wcp_benign"):
         table.add_column(column, justify="left" if column == "source" else "right")
     rows = slices(data, folder, seed)
-    scored = {row.key: host.linear(row.records) for row in rows}
-    reference = np.nan_to_num(scored["wcp_benign benign"], nan=-99.0)
+    scored = {row.key: judge(row.records) for row in rows}
+    reference = scored["wcp_benign benign"][0]
     marks = [float(np.quantile(reference, q)) for q in (0.99, 0.999)]
     console = Console()
     errors: list[str] = []
     for row in rows:
-        scores = np.nan_to_num(scored[row.key], nan=-99.0)
-        hit = scores >= threshold
+        scores, hit = scored[row.key]
         share = float(hit.mean())
         target = TARGETS.get(row.key)
         good = target is None or (share >= target if row.label else share <= target)

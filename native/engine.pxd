@@ -216,6 +216,16 @@ cdef inline float finding_score(const RoutePolicy *route, const Finding *f) noex
 
 # -- the decision ------------------------------------------------------------------------------
 
+cdef inline bint secret_place(const char *p, uint32_t n) noexcept nogil:
+    """Does a value with this place hold a secret by its name? Its text is then kept out of events."""
+    return (contains_nocase(p, n, b"passw", 5) or contains_nocase(p, n, b"pwd", 3)
+            or contains_nocase(p, n, b"secret", 6) or contains_nocase(p, n, b"token", 5)
+            or contains_nocase(p, n, b"authorization", 13) or contains_nocase(p, n, b"cookie", 6)
+            or contains_nocase(p, n, b"api-key", 7) or contains_nocase(p, n, b"api_key", 7)
+            or contains_nocase(p, n, b"apikey", 6) or contains_nocase(p, n, b"session", 7)
+            or contains_nocase(p, n, b"credential", 10) or contains_nocase(p, n, b"card", 4))
+
+
 cdef inline void add_reason(Decision *d, int reason, float value) noexcept nogil:
     if d.n_reasons < REASONS_MAX:
         d.reason[d.n_reasons] = <uint16_t>reason
@@ -535,8 +545,9 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         d.threat = w.found.threat
         d.place_n = w.found.place_n
         memcpy(d.place, w.found.place, PLACE_MAX)
-        d.excerpt_n = w.found.excerpt_n
-        memcpy(d.excerpt, w.found.excerpt, EXCERPT_MAX)
+        if not secret_place(w.found.place, w.found.place_n):
+            d.excerpt_n = w.found.excerpt_n
+            memcpy(d.excerpt, w.found.excerpt, EXCERPT_MAX)
         if w.found.login_key and by_address != NULL:
             # a name tried at a login counts for the address; one lost under contention is no harm
             sketch_add(&by_address.sketch[SKETCH_IDENTITIES], w.found.login_key)

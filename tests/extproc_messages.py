@@ -7,6 +7,7 @@ from typing import Any
 from envoy.config.core.v3 import base_pb2
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+
 from native.extproc import ExtProcStream, RecordingHost
 
 ALLOW, TAG, THROTTLE, CHALLENGE, BLOCK = range(5)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from native.engine import Engine
 
+from native.engine import Engine
 from sidecar.config import loads
 from sidecar.core import Core, open_core
 

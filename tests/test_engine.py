@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native.engine import Engine, ModelError, Models
 
+from native.engine import Engine, ModelError, Models
 from sidecar.config import Settings, loads
 from sidecar.core import Core, open_core
 from sidecar.reasons import sentences
@@ -144,3 +144,25 @@ def test_any_bytes_get_a_decision(method: bytes, url: bytes, headers: list, body
     assert record["action"] in ("allow", "tag", "throttle", "challenge", "block")
     assert 0 <= record["score"] <= 1
     engine.respond(verdict, 599, 1e9, ts=1000.0)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "place"),
+    [
+        ([("authorization", "Bearer ' or 1=1 union select password from users--")], None, "header.authorization"),
+        ([("cookie", "sid=' or 1=1 union select password from users--")], None, "cookie.sid"),
+        (
+            [("content-type", "application/json")],
+            '{"Password": "\' or 1=1 union select password from users--"}',
+            "json.Password",
+        ),
+    ],
+)
+def test_secrets_stay_out_of_records(headers: list, body: str | None, place: str) -> None:
+    engine = open_core(Settings(), private=True).engine()
+    record = engine.decide("POST", "/x", headers, body, client="192.0.2.1").record()
+    assert record["place"] == place
+    assert record["action"] == "block"
+    assert record["excerpt"] == ""
+    shown = engine.decide("GET", "/x?q=' or 1=1 union select password from users--", client="192.0.2.1").record()
+    assert "union" in shown["excerpt"]

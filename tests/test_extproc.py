@@ -8,9 +8,9 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf import json_format, struct_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native.extproc import ProtocolError, RecordingHost
 
 from native import extproc
+from native.extproc import ProtocolError, RecordingHost
 from tests.extproc_messages import (
     ALLOW,
     BLOCK,

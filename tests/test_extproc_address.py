@@ -6,6 +6,7 @@ import ipaddress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from native.extproc import address_bytes
 
 

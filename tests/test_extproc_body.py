@@ -5,9 +5,9 @@ import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native.extproc import RecordingHost
 
 from native import extproc
+from native.extproc import RecordingHost
 from tests.extproc_messages import (
     BLOCK,
     BODY_NONE,

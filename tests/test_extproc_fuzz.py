@@ -14,9 +14,9 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf import message as protobuf_message
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native.extproc import ExtProcStream, ProtocolError, RecordingHost
 
 from native import extproc
+from native.extproc import ExtProcStream, ProtocolError, RecordingHost
 from tests.extproc_messages import (
     BLOCK,
     BUFFERED,

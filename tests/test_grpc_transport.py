@@ -13,8 +13,8 @@ import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as pb_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from native.extproc import ExtProcStream, RecordingHost
 
+from native.extproc import ExtProcStream, RecordingHost
 from sidecar.serve.grpc_transport import SERVICE, GrpcLimits, GrpcTransport
 from tests.extproc_messages import BLOCK, STREAMED, request_body, request_headers, response_headers
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native.models import Models, ModelsError, calibrated
 
+from native.models import Models, ModelsError, calibrated
 from sidecar import bundle, compilers
 from sidecar.train import calibrate, trees
 

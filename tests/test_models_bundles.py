@@ -10,8 +10,8 @@ from pathlib import Path
 import model_factory as factory
 import pytest
 from click.testing import CliRunner
-from native.models import Models
 
+from native.models import Models
 from sidecar import bundle, compilers
 from sidecar.bundle import BundleError, load_bundle, prepare_runtime
 from sidecar.commands.bundle import command

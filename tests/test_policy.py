@@ -7,8 +7,8 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from native.engine import Engine
 
+from native.engine import Engine
 from sidecar.config import Settings, loads
 from sidecar.core import Core, open_core
 from sidecar.policy import disjoint_ranges

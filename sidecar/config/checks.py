@@ -246,7 +246,7 @@ def _files(settings: Settings) -> Iterator[Finding]:
 def _repeated(settings: Settings) -> Iterator[Finding]:
     lists: list[tuple[Path, Iterable[object]]] = [
         (("latency", "skip"), settings.latency.skip),
-        (("text", "headers"), settings.text.headers),
+        (("text", "headers"), settings.text.headers or ()),
         (("decision_log", "actions"), settings.decision_log.actions),
         (("client", "principal"), settings.client.principal),
         (("lists", "allow"), settings.lists.allow),

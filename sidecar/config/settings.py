@@ -342,31 +342,23 @@ class TextSettings(Section):
             "encodings."
         ),
     )
-    values: Integer = Field(256, ge=1, le=4096, description="Most values of one request that are looked at.")
+    values: Integer = Field(1024, ge=1, le=4096, description="Most values of one request that are looked at.")
     windows: Integer = Field(
-        512,
+        2048,
         ge=1,
         le=8192,
         description=(
             "Most windows (160 bytes each, half overlapping) over all values of one request that are scored."
         ),
     )
-    headers: tuple[HeaderName, ...] = Field(
-        (
-            "user-agent",
-            "referer",
-            "cookie",
-            "origin",
-            "content-type",
-            "accept-language",
-            "x-forwarded-for",
-            "x-forwarded-host",
-            "x-original-url",
-            "x-rewrite-url",
-            "x-api-version",
-        ),
+    headers: tuple[HeaderName, ...] | None = Field(
+        None,
         max_length=32,
-        description="Request headers whose values are read. Others are not looked at.",
+        description=(
+            "Request headers whose values are read, null for every header whose value isn't of a fixed, plain "
+            "shape (a number, a date, a token)."
+        ),
+        examples=[["user-agent", "referer", "cookie"]],
     )
 
 

@@ -355,7 +355,6 @@ def open_core(settings: Settings) -> Core:
 def make_transport(core: Core, settings: Settings) -> Transport:
     """One engine, as all streams are handled on the one event loop."""
     from native.extproc import ExtProcStream
-
     from sidecar.serve.grpc_transport import GrpcLimits, GrpcTransport
 
     engine = core.engine()

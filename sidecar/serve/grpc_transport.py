@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
 from native.extproc import ProtocolError, counts
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"

@@ -297,8 +297,8 @@ def train_text(data: Dataset, seed: int, folds: int, jobs: int, tell: Tell) -> T
 
     level = {name: next(x for x, y in pairs if y == REFUSED) for name, pairs in knots.items()}
     counts: dict[str, tuple[int, int]] = {}
-    items: list[LabelledRequest | LabelledText] = [*data.requests, *data.texts]
-    for item in items:
+    entries: list[LabelledRequest | LabelledText] = [*data.requests, *data.texts]
+    for item in entries:
         a, b = counts.get(item.source, (0, 0))
         counts[item.source] = (a + (item.label == 0), b + (item.label == 1))
     return TextSide(
