@@ -38,6 +38,8 @@ def command(once: bool, observe: bool, bundle: Path | None, keep: bool) -> None:
     from sidecar.demo.stack import Stack
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)  # into a file: the table unfolded
     if once and observe:
         raise click.UsageError("--once promises refusals: it can't go with --observe")
 

@@ -36,8 +36,9 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def make_folder() -> Path:
     """A new private folder, in memory where possible (the arena lives there), with a path short enough
-    for a UNIX socket. DemoError where there is no place."""
-    places = ["/dev/shm", tempfile.gettempdir(), "/tmp"]
+    for a UNIX socket; under $OUTRIDER_RUN_DIR where that is set. DemoError where there is no place."""
+    chosen = os.environ.get("OUTRIDER_RUN_DIR")
+    places = [chosen] if chosen else ["/dev/shm", tempfile.gettempdir(), "/tmp"]
     for place in places:
         if os.access(place, os.W_OK | os.X_OK) and len(place) + 40 < SOCKET_PATH_MAX:
             try:

@@ -51,8 +51,8 @@ def histogram(
 ) -> HistogramMetricFamily:
     """Bucket counts (one more than bounds: the last has no upper bound) as a histogram in seconds.
 
-    An empty label: the one row is the metric itself. Without sums the sum is estimated from the buckets' middles, since Prometheus wants one; the
-    quantiles don't depend on it.
+    An empty label: the one row is the metric itself. Without sums the sum is estimated from the
+    buckets' middles, since Prometheus wants one; the quantiles don't depend on it.
     """
     family = HistogramMetricFamily(name, text, labels=[label] if label else [])
     for row, counts in rows.items():

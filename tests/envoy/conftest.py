@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,20 @@ def envoy_binary() -> Path:
         return find_envoy()
     except DemoError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def run_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Where all stacks of this run put their files; kept for a look at the logs when a test failed."""
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
+    folder = Path(tempfile.mkdtemp(prefix="outrider-tests-", dir=place))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OUTRIDER_RUN_DIR", str(folder))
+        yield folder
+    if request.session.testsfailed:
+        print(f"\nlogs of the stacks: {folder}")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

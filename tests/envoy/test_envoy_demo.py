@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -117,9 +116,6 @@ def test_killed_it_takes_its_children_along(demo: Shown) -> None:
     demo.process.kill()
     demo.process.wait()
     eventually(lambda: not any(alive(child) for child in children), "the children gone")
-    folder = re.search(r"logs, configurations +(\S+)", demo.text)
-    assert folder
-    shutil.rmtree(folder[1])
 
 
 def test_a_child_that_dies_ends_the_demo_with_its_log(demo: Shown) -> None:
