@@ -122,9 +122,8 @@ cdef struct ArenaHeader:
 
 
 cdef struct ModelsRegion:
-    uint64_t generation
-    uint8_t hash[32]
-    char path[1024]
+    uint64_t generation          # of the model set (first bytes of the bundle's hash), 0: none, or being written
+    char path[1024]              # of the runtime folder, NUL-terminated
 
 
 cdef struct BlockEntry:

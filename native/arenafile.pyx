@@ -64,11 +64,12 @@ cdef class ArenaFile:
         memset(&self.arena, 0, sizeof(Arena))
 
     @staticmethod
-    def create(path, clients=65536, events=4096, blocklist=65536, counter_slots=16, key=None):
+    def create(path, clients=65536, events=4096, blocklist=65536, counter_slots=16, key=None, reserve=False):
         """Make a new arena file (replacing whatever stands at the path in one step) and map it.
 
         clients, events and blocklist are rounded up to powers of two. key: 16 bytes for the keyed
-        hashes of addresses and principals, random where None. Raises ArenaError."""
+        hashes of addresses and principals, random where None. reserve: take all of the memory now, so that a
+        tmpfs that fills up later can't kill whoever touches a page for the first time. Raises ArenaError."""
         cdef ArenaHeader header
         cdef uint64_t total
         cdef bytes k = secrets.token_bytes(16) if key is None else bytes(key)
@@ -106,6 +107,12 @@ cdef class ArenaFile:
             raise ArenaError(f"{path}: cannot create: {error.strerror}") from error
         try:
             os.ftruncate(fd, total)
+            if reserve:
+                try:
+                    os.posix_fallocate(fd, 0, total)
+                except OSError as error:
+                    raise ArenaError(f"{path}: cannot reserve {total >> 20} MiB: {error.strerror} (lower "
+                                     "arena.clients, or give the volume more memory)") from error
             os.pwrite(fd, (<char *>&header)[:sizeof(header)], 0)
             self = ArenaFile._map(fresh, path)
             events_init(&(<ArenaFile>self).arena)
@@ -230,6 +237,22 @@ cdef class ArenaFile:
         p.n_ranges = len(spec["ranges"])
         p.generation = g
         or_store64(&self.arena.head.policy_generation, g)
+
+    def publish_models(self, folder, generation):
+        """Tell hosts that load models by themselves where the current runtime folder is."""
+        cdef ModelsRegion *m = self.arena.models
+        cdef bytes name = os.fsencode(folder)
+        if len(name) >= MODEL_PATH_MAX:
+            raise ValueError(f"{folder}: {len(name)} bytes, at most {MODEL_PATH_MAX - 1} are kept")
+        or_store64(&m.generation, 0)              # readers wait while it is 0
+        memset(m.path, 0, MODEL_PATH_MAX)
+        memcpy(m.path, <const char *>name, len(name))
+        or_store64(&m.generation, <uint64_t>generation)
+
+    @property
+    def published_models(self):
+        """(folder, generation); generation 0: none yet."""
+        return os.fsdecode(<bytes>self.arena.models.path), self.arena.models.generation
 
     # -- blocklist -----------------------------------------------------------------------------
 

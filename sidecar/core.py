@@ -76,6 +76,7 @@ class Core:
         cache = Path(self.settings.models.cache) if self.settings.models.cache else default_cache()
         runtime = prepare_runtime(bundle, cache)
         self.models.load(runtime)
+        self.arena.publish_models(runtime, self.models.generation)
         logger.info("models loaded", extra={"bundle": str(bundle_path(self.settings)), "runtime": str(runtime)})
 
     def close(self) -> None:
@@ -111,7 +112,7 @@ def open_arena(settings: Settings) -> ArenaFile:
             if fits and (key is None or arena.key == key):
                 return arena
             logger.warning("the arena is replaced: its sizes or its key differ from the settings")
-    return ArenaFile.create(path, wanted.clients, wanted.events, wanted.blocklist, key=key)
+    return ArenaFile.create(path, wanted.clients, wanted.events, wanted.blocklist, key=key, reserve=True)
 
 
 def open_core(settings: Settings, *, private: bool = False, load_models: bool = True) -> Core:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -231,3 +232,32 @@ def test_policy_with_too_much_is_refused(path: Path) -> None:
         arena.write_policy(policy)
     assert arena.policy_generation == generation
     assert Engine(arena).decide("GET", "/", client="192.0.2.1").record()["budget_us"] == 1000
+
+
+def test_models_are_published(path: Path) -> None:
+    arena = make(path)
+    assert arena.published_models == ("", 0)
+    arena.publish_models("/var/cache/outrider/abc", 77)
+    assert ArenaFile.open(path).published_models == ("/var/cache/outrider/abc", 77)
+    with pytest.raises(ValueError, match="at most 1023"):
+        arena.publish_models("/" + "x" * 1100, 78)
+    assert arena.published_models[1] == 77
+
+
+def test_all_memory_is_there_from_the_start(path: Path) -> None:
+    arena = ArenaFile.create(path, clients=4096, events=64, blocklist=64, reserve=True)
+    assert path.stat().st_blocks * 512 >= arena.bytes
+
+
+def test_a_file_system_that_is_too_small_is_said_so(tmp_path: Path) -> None:
+    """A tmpfs of 8 MiB, where we may mount one; 65,536 clients need about 60."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs privileges that this machine does not give")
+    try:
+        with pytest.raises(ArenaError, match=r"has \d+ MiB free of 8 MiB \(lower arena\.clients"):
+            ArenaFile.create(small / "arena")
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", small], check=True)

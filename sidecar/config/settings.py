@@ -365,7 +365,7 @@ class TextSettings(Section):
 class Thresholds(Section):
     """From which score (0 harmless, 1 attack) each action applies; null for never. The scores are
     calibrated by the share of benign requests that reach them: 0.5 one in a hundred, 0.8 one in a
-    thousand, 0.9 one in five thousand."""
+    thousand, 0.9 one in two thousand."""
 
     tag: Score | None = Field(
         0.5, description="Pass on, with x-outrider-score and x-outrider-action for the upstream."
