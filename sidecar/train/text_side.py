@@ -22,6 +22,7 @@ from sidecar.train.calibrate import BenignSource
 from sidecar.train.dataset import Dataset, LabelledRequest, LabelledText
 from sidecar.train.linear import train_linear
 from sidecar.train.trees import Outputs, TextTrees
+from sidecar.train.typed import typed_texts
 
 Floats = NDArray[np.floating]
 Tell = Callable[[str, float], None]      # stage, share done 0..1
@@ -104,6 +105,7 @@ def fold_view(data: Dataset, folds: Mapping[tuple[str, str], int], fold: int) ->
 
     view = Dataset([split(r) for r in data.requests], [split(t) for t in data.texts])
     view.texts += frequent_values(view)
+    view.texts += typed_texts([t for t in view.texts if t.split == "train" and t.label == 0], fold)
     return view
 
 
