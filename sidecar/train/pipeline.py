@@ -271,6 +271,7 @@ def train(plan: Plan, tell: Tell) -> Outcome:
     report = write_report(folder, Report(
         title=f"Outrider model bundle: {manifest['name']}",
         benign=side.benign if side else {}, attacks=side.attacks if side else {},
+        roc=side.roc if side else ({}, {}), behaviour_roc=(beh.out_of_fold, beh.attacks) if beh else ({}, {}),
         importance=side.importance if side else (), behaviour_benign=seen[0], behaviour_attacks=seen[1],
         sources=sources,
         facts=[("made", now), ("sha256", written.sha256),
