@@ -20,7 +20,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from native.engine import STAGES_NAMES, ArenaFile, Engine, Models
+from native.arenafile import ArenaFile
+from native.engine import STAGES_NAMES, Engine, Models
 from sidecar.bundle import load_bundle, prepare_runtime
 from sidecar.config import Settings
 from sidecar.core import DEFAULT_BUNDLE, default_cache

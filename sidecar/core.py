@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from native.engine import ArenaError, ArenaFile, Engine, ModelError, Models
+from native.arenafile import ArenaFile
+from native.engine import ArenaError, Engine, ModelError, Models
 from sidecar.policy import compile_policy
 
 if TYPE_CHECKING:

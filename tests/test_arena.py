@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from native.engine import LIMITS, ArenaError, ArenaFile, Engine
+from native.arenafile import ArenaFile
+from native.engine import LIMITS, ArenaError, Engine
 from sidecar.config.settings import Settings
 from sidecar.policy import compile_policy
 

@@ -118,7 +118,7 @@ def test_every_metric_has_our_prefix_and_no_label_of_a_client(admin: AdminServer
         for sample in family.samples:
             labels |= set(sample.labels)
     assert all(name.startswith("outrider_") for name in names)
-    assert labels <= {"le", "action", "stage", "part", "result", "version", "python", "mode"}
+    assert labels <= {"le", "action", "stage", "result", "version", "python", "mode"}
 
 
 def test_histograms_are_cumulative_in_seconds(admin: AdminServer) -> None:

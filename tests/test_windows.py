@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from native.engine import BEHAVIOUR_FEATURE_NAMES, CLIENT_ENTRY_BYTES, ArenaFile, Engine
+from native.arenafile import ArenaFile
+from native.engine import BEHAVIOUR_FEATURE_NAMES, CLIENT_ENTRY_BYTES, Engine
 from sidecar.config import Settings, loads
 from sidecar.core import Core, open_core
 from sidecar.policy import compile_policy

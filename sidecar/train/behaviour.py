@@ -56,7 +56,8 @@ def behaviour_rows(records: Iterable[Record], progress: Callable[[int], None] | 
 
     Records without a time or without a client are left out and counted: they have no past. A record
     without a label counts as benign."""
-    from native.engine import ArenaFile, Engine
+    from native.arenafile import ArenaFile
+    from native.engine import Engine
     from sidecar.config import Settings
     from sidecar.policy import compile_policy
 

@@ -112,7 +112,7 @@ def test_metrics_count_what_was_decided(stack: Stack) -> None:
     after = metrics(stack)
     assert after["outrider_requests_total"] - before["outrider_requests_total"] == 10
     assert after[name] - before[name] == 5
-    assert after['outrider_decision_duration_seconds_count{part="total"}'] >= 10
+    assert after['outrider_decision_duration_seconds_count'] >= 10
     # the response half of those that reached the service
     assert after["outrider_responses_total"] - before["outrider_responses_total"] >= 5
     assert answers(stack.admin_url + "/readyz")

@@ -1,0 +1,402 @@
+"""The arena as an object of the Python host: create, open, write the policy, block, count, drain; and decisions as
+records."""
+import os
+import secrets
+
+from libc.math cimport isnan
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from native.arena cimport *
+from native.base cimport *
+from native.clients cimport *
+from native.identity cimport address_key
+from native.policy cimport *
+from native.reasons cimport or_reason_name
+from native.text cimport text_name_hash
+
+
+ACTIONS = ("allow", "tag", "throttle", "challenge", "block")
+MODES = ("observe", "enforce")
+STAGES_NAMES = ("blocklist", "client", "behaviour", "text", "xgboost", "random_forest")
+BODY_STATES = ("none", "whole", "part")
+HISTOGRAM_BOUNDS_US = tuple(or_bounds_ns[i] / 1000 for i in range(HISTOGRAM_BUCKETS - 1))
+COUNTER_NAMES = {
+    "requests": COUNT_REQUESTS, "responses": COUNT_RESPONSES,
+    **{f"action_{name}": COUNT_ACTION + i for i, name in enumerate(ACTIONS)},
+    **{f"enforced_{name}": COUNT_ENFORCED + i for i, name in enumerate(ACTIONS)},
+    **{f"skipped_{name}": COUNT_SKIPPED + i for i, name in enumerate(STAGES_NAMES)},
+    "budget_overruns": COUNT_OVERRUNS, "events": COUNT_EVENTS, "events_dropped": COUNT_EVENTS_DROPPED,
+    "clients_claimed": COUNT_CLIENTS_CLAIMED, "clients_evicted": COUNT_CLIENTS_EVICTED,
+    "clients_contended": COUNT_CLIENTS_CONTENDED, "bodies_in_part": COUNT_BODY_PART,
+    "texts_cut": COUNT_TEXT_CUT, "headers_dropped": COUNT_HEADERS_DROPPED, "no_models": COUNT_NO_MODELS,
+    "locks_stolen": COUNT_LOCKS_STOLEN,
+}
+CLIENT_ENTRY_BYTES = sizeof(ClientEntry) + sizeof(Bucket) // BUCKET_WAYS
+LIMITS = {"clients": CLIENTS_LIMIT, "events": EVENTS_LIMIT, "blocklist": BLOCKLIST_LIMIT, "routes": ROUTES_MAX - 1,
+          "ranges": RANGES_MAX, "principals": PRINCIPALS_MAX, "path": ROUTE_PATH_MAX, "answer": 1024}
+
+
+class ArenaError(Exception):
+    """The arena file cannot be used; the text says why and what to do."""
+
+
+cdef uint32_t next_power(uint64_t n):
+    cdef uint64_t p = 1
+    while p < n:
+        p <<= 1
+    return <uint32_t>p
+
+
+cdef bytes as_bytes(object value):
+    if value is None:
+        return b""
+    if isinstance(value, bytes):
+        return value
+    return str(value).encode("utf-8", "surrogateescape")
+
+
+cdef class ArenaFile:
+    """The shared-memory file. Create it once (the sidecar), open it anywhere.
+
+    Not to be closed while an Engine on it is in use; engines hold a reference."""
+    def __cinit__(self):
+        memset(&self.arena, 0, sizeof(Arena))
+
+    @staticmethod
+    def create(path, clients=65536, events=4096, blocklist=65536, counter_slots=16, key=None):
+        """Make a new arena file (replacing whatever stands at the path in one step) and map it.
+
+        clients, events and blocklist are rounded up to powers of two. key: 16 bytes for the keyed
+        hashes of addresses and principals, random where None. Raises ArenaError."""
+        cdef ArenaHeader header
+        cdef uint64_t total
+        cdef bytes k = secrets.token_bytes(16) if key is None else bytes(key)
+        for name, value, most in (("clients", clients, CLIENTS_LIMIT), ("events", events, EVENTS_LIMIT),
+                                  ("blocklist", blocklist, BLOCKLIST_LIMIT),
+                                  ("counter_slots", counter_slots, COUNTER_SLOTS_LIMIT)):
+            if not 1 <= value <= most:
+                raise ArenaError(f"{name} is {value}, allowed are 1 to {most}")
+        if len(k) != 16:
+            raise ArenaError(f"the hash key has {len(k)} bytes, 16 are needed")
+        memset(&header, 0, sizeof(header))
+        header.buckets = next_power(max(clients // BUCKET_WAYS, 1))
+        header.clients = header.buckets * BUCKET_WAYS
+        header.events = next_power(max(events, 2))
+        header.blocklist = next_power(max(blocklist, BLOCK_PROBES))
+        header.counter_slots = counter_slots
+        memcpy(header.key, <const char *>k, 16)
+        header.created_us = or_unix_us()
+        total = arena_lay_out(&header)
+        path = os.fspath(path)
+        folder = os.path.dirname(path) or "."
+        try:
+            room = os.statvfs(folder)
+        except OSError as error:
+            raise ArenaError(f"{path}: cannot create: {error.strerror} (make the folder, or set arena.path)") from error
+        if room.f_bavail * room.f_frsize < min(total, 16 << 20) or room.f_blocks * room.f_frsize < total:
+            raise ArenaError(f"{path}: needs up to {total >> 20} MiB, {folder} has "
+                             f"{(room.f_bavail * room.f_frsize) >> 20} MiB free of "
+                             f"{(room.f_blocks * room.f_frsize) >> 20} MiB (lower arena.clients, or give the "
+                             "volume more memory)")
+        fresh = f"{path}.{os.getpid()}.new"
+        try:
+            fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ArenaError(f"{path}: cannot create: {error.strerror}") from error
+        try:
+            os.ftruncate(fd, total)
+            os.pwrite(fd, (<char *>&header)[:sizeof(header)], 0)
+            self = ArenaFile._map(fresh, path)
+            events_init(&(<ArenaFile>self).arena)
+            os.rename(fresh, path)
+        except BaseException:
+            os.unlink(fresh)
+            raise
+        finally:
+            os.close(fd)
+        return self
+
+    @staticmethod
+    def open(path):
+        """Map an existing arena. Raises ArenaError where it isn't one of this build."""
+        return ArenaFile._map(os.fspath(path), os.fspath(path))
+
+    @staticmethod
+    def _map(file, path):
+        cdef ArenaFile self = ArenaFile()
+        cdef char err[256]
+        cdef bytes name = os.fsencode(file)
+        if arena_open(name, &self.arena, err, 256) != 0:
+            raise ArenaError(f"{path}: {err.decode('utf-8', 'replace')} (stop whoever uses it and remove the "
+                             "file; it holds only what can be learnt again)")
+        self.path = path
+        return self
+
+    def __dealloc__(self):
+        arena_close(&self.arena)
+
+    @property
+    def bytes(self):
+        """Size of the file."""
+        return self.arena.bytes
+
+    @property
+    def shape(self):
+        """What it was created with: clients, events, blocklist, counter_slots."""
+        cdef ArenaHeader *h = self.arena.head
+        return {"clients": h.clients, "events": h.events, "blocklist": h.blocklist, "counter_slots": h.counter_slots}
+
+    @property
+    def policy_generation(self):
+        return or_load64(&self.arena.head.policy_generation)
+
+    def set_key(self, key):
+        """Replace the hash key (16 bytes): what is known of clients is lost with it."""
+        cdef bytes k = bytes(key)
+        if len(k) != 16:
+            raise ArenaError(f"the hash key has {len(k)} bytes, 16 are needed")
+        memcpy(self.arena.head.key, <const char *>k, 16)
+
+    @property
+    def key(self):
+        return (<char *>self.arena.head.key)[:16]
+
+    # -- policy --------------------------------------------------------------------------------
+
+    def write_policy(self, dict spec):
+        """Publish a policy (made by sidecar.policy.compile_policy) to all who have the arena open.
+
+        spec's keys and limits are those of native/policy.pxd; raises ValueError beyond them."""
+        cdef uint64_t g = self.arena.head.policy_generation + 1
+        cdef Policy *p = &self.arena.policy[g & 1]
+        cdef int i
+        if (len(spec["routes"]) > ROUTES_MAX or len(spec["ranges"]) > RANGES_MAX
+                or len(spec["principals"]) > PRINCIPALS_MAX):
+            raise ValueError("too many routes, ranges or principals for the policy")
+        memset(p, 0, sizeof(Policy))
+        p.written_us = or_unix_us()
+        p.fail_closed = spec["fail_closed"]
+        p.trusted_hops = spec["trusted_hops"]
+        p.block_status = spec["block_status"]
+        p.throttle_status = spec["throttle_status"]
+        p.retry_after_s = spec["retry_after_s"]
+        p.hold_us = spec["hold_us"]
+        p.allow_sample = spec["allow_sample"]
+        p.address_header_n = <uint8_t>put(p.address_header, NAME_MAX, spec["address_header"], "client.address_header")
+        p.block_type_n = put(p.block_type, 64, spec["block_type"], "answers.block.content_type")
+        p.block_body_n = put(p.block_body, 1024, spec["block_body"], "answers.block.body")
+        for i, stage in enumerate(spec["skip"][:6]):
+            p.skip[i] = STAGES_NAMES.index(stage)
+        p.n_skip = min(len(spec["skip"]), 6)
+        for i, source in enumerate(spec["principals"]):
+            p.principal[i].kind = source["kind"]
+            p.principal[i].name_n = <uint8_t>put(p.principal[i].name, NAME_MAX, source["name"], "client.principal")
+            p.principal[i].claim_n = <uint8_t>put(p.principal[i].claim, NAME_MAX, source.get("claim", ""),
+                                                  "client.principal")
+        p.n_principals = len(spec["principals"])
+        for i, detector in enumerate(spec["detectors"][:DETECTORS]):
+            p.detector[i].enabled = detector["enabled"]
+            p.detector[i].action = detector["action"]
+            p.detector[i].window = detector["window"]
+            p.detector[i].count = detector["count"]
+            p.detector[i].share = detector["share"]
+        p.text.body_bytes_max = spec["text"]["body_bytes_max"]
+        p.text.decode_rounds = spec["text"]["decode_rounds"]
+        p.text.values_max = spec["text"]["values_max"]
+        p.text.windows_max = spec["text"]["windows_max"]
+        p.text.every_header = spec["text"]["every_header"]
+        for i, header in enumerate(spec["text"]["headers"][:32]):
+            name = as_bytes(header)
+            p.text.header_hash[i] = text_name_hash(name, <uint32_t>len(name))
+        p.text.n_headers = min(len(spec["text"]["headers"]), 32)
+        for i, route in enumerate(spec["routes"]):
+            p.route[i].kind = route["kind"]
+            p.route[i].mode = route["mode"]
+            p.route[i].exempt = route["exempt"]
+            p.route[i].login = route["login"]
+            p.route[i].body_mode = route["body_mode"]
+            p.route[i].methods = route["methods"]
+            p.route[i].body_limit = route["body_limit"]
+            p.route[i].budget_us = route["budget_us"]
+            for j in range(5):
+                p.route[i].threshold[j] = route["threshold"][j]
+            p.route[i].path_n = put(p.route[i].path, ROUTE_PATH_MAX, route["path"], "routes.path")
+        p.n_routes = len(spec["routes"])
+        for i, (low, high, action) in enumerate(spec["ranges"]):
+            memcpy(p.range[i].low, <const char *><bytes>low, 16)
+            memcpy(p.range[i].high, <const char *><bytes>high, 16)
+            p.range[i].action = action
+        p.n_ranges = len(spec["ranges"])
+        p.generation = g
+        or_store64(&self.arena.head.policy_generation, g)
+
+    # -- blocklist -----------------------------------------------------------------------------
+
+    def client_key(self, client):
+        """The key under which a client's address (or any other name) is known here."""
+        return key_of_client(&self.arena, client)
+
+    def block(self, uint64_t key, double seconds, action="block", reason=48):
+        """Refuse the client with this key for so long. Raises ArenaError when there is no room."""
+        cdef int64_t now = or_unix_us()
+        if block_put(&self.arena, key, now + <int64_t>(seconds * 1e6), ACTIONS.index(action), reason, now) != 0:
+            raise ArenaError("the blocklist is full around this key (raise arena.blocklist)")
+
+    def unblock(self, uint64_t key):
+        return block_drop(&self.arena, key)
+
+    # -- what happened -------------------------------------------------------------------------
+
+    def counters(self):
+        """Totals over all workers since the arena was created, by name."""
+        cdef uint32_t s
+        cdef int c
+        out = {}
+        for name, number in COUNTER_NAMES.items():
+            c = number
+            total = 0
+            for s in range(self.arena.head.counter_slots):
+                total += self.arena.counters[s].value[c]
+            out[name] = total
+        return out
+
+    def histograms(self):
+        """Latency counts per stage and "total": lists with one count per bucket, the last without bound."""
+        cdef uint32_t s
+        cdef int i, b
+        out = {}
+        for i, name in enumerate((*STAGES_NAMES, "total")):
+            counts = [0] * HISTOGRAM_BUCKETS
+            for s in range(self.arena.head.counter_slots):
+                for b in range(HISTOGRAM_BUCKETS):
+                    counts[b] += self.arena.counters[s].histogram[i][b]
+            out[name] = counts
+        return out
+
+    def route_actions(self):
+        """List per route (policy order) of five totals by action."""
+        cdef uint32_t s
+        cdef int r, a
+        out = []
+        for r in range(max(self.arena.policy[self.arena.head.policy_generation & 1].n_routes, 1)):
+            row = [0] * 5
+            for s in range(self.arena.head.counter_slots):
+                for a in range(5):
+                    row[a] += self.arena.counters[s].route_action[r][a]
+            out.append(row)
+        return out
+
+    def known_clients(self):
+        """How many entries of the client table are in use (walks the table)."""
+        cdef uint64_t i, n = 0
+        cdef int k
+        with nogil:
+            for i in range(self.arena.head.buckets):
+                for k in range(BUCKET_WAYS):
+                    if self.arena.buckets[i].key[k]:
+                        n += 1
+        return n
+
+    def knows(self, client):
+        """Requests counted for this client, 0 where it has no entry."""
+        cdef uint32_t slot
+        cdef ClientEntry *e = client_find(self.arena.buckets, self.arena.entries, self.arena.head.buckets,
+                                          key_of_client(&self.arena, client), &slot)
+        return 0 if e == NULL else e.requests
+
+    def drain(self, int most=1024):
+        """Up to `most` events out of the ring, oldest first, as decision records (dicts)."""
+        cdef Event *e
+        cdef uint64_t tail
+        out = []
+        while len(out) < most:
+            e = event_peek(&self.arena)
+            if e == NULL:
+                tail = self.arena.head.event_tail
+                if or_load64(&self.arena.head.event_head) == tail:
+                    break
+                # claimed and never written: its writer died. Give it 200 ms, then go past it
+                now = or_now_ns() / 1e9
+                if self.stuck_at != tail + 1:
+                    self.stuck_at = tail + 1
+                    self.stuck_since = now
+                    break
+                if now - self.stuck_since < 0.2:
+                    break
+                self.events_given_up += 1
+                event_release(&self.arena)
+                continue
+            out.append(record_of_event(e))
+            event_release(&self.arena)
+        return out
+
+
+cdef uint16_t put(char *to, int room, object value, str name) except? 65535:
+    cdef bytes b = as_bytes(value)
+    if len(b) > room:
+        raise ValueError(f"{name}: {len(b)} bytes, at most {room} are kept")
+    memcpy(to, <const char *>b, len(b))
+    return <uint16_t>len(b)
+
+
+cdef bint parse_client(object client, uint8_t *address) except -1:
+    import ipaddress
+    try:
+        ip = ipaddress.ip_address(client)
+    except ValueError:
+        return False
+    packed = ip.packed if ip.version == 6 else b"\0" * 10 + b"\xff\xff" + ip.packed
+    memcpy(address, <const char *><bytes>packed, 16)
+    return True
+
+
+cdef uint64_t key_of_client(const Arena *arena, object client) except? 0:
+    cdef uint8_t address[16]
+    cdef bytes name
+    if parse_client(client, address):
+        return address_key(address, arena.head.key)
+    name = as_bytes(client)
+    return siphash24(name, len(name), arena.head.key[0], arena.head.key[1]) | 1
+
+
+cdef str text_of(const char *p, uint32_t n):
+    return p[:n].decode("utf-8", "backslashreplace")
+
+
+cdef object number_of(float x):
+    return None if isnan(x) else round(x, 6)
+
+
+cdef dict record_of_decision(const Decision *d):
+    reasons = []
+    for i in range(d.n_reasons):
+        reasons.append({"code": d.reason[i], "name": or_reason_name(d.reason[i]).decode(),
+                        "value": round(d.reason_value[i], 4)})
+    return {
+        "id": d.id, "ts": d.time_us / 1e6, "client": None, "action": ACTIONS[d.action],
+        "enforced": ACTIONS[d.enforced], "mode": MODES[d.mode], "score": round(d.score, 4),
+        "scores": {"text": round(d.score_text, 4), "behaviour": round(d.score_behaviour, 4)},
+        "raw": {"linear": number_of(d.raw_linear), "xgboost": number_of(d.raw_xgboost),
+                "random_forest": number_of(d.raw_forest), "isolation_forest": number_of(d.raw_isolation)},
+        "reasons": reasons, "place": text_of(d.place, d.place_n), "excerpt": text_of(d.excerpt, d.excerpt_n),
+        "route": d.route, "budget_us": d.budget_us or None, "spent_us": round(d.spent_ns / 1000, 1),
+        "stages_us": {STAGES_NAMES[i]: round(d.stage_ns[i] / 1000, 1) for i in range(STAGES) if d.stage_ns[i]},
+        "skipped": [STAGES_NAMES[i] for i in range(STAGES) if d.skipped >> i & 1],
+        "body": BODY_STATES[d.body_state], "escalated": bool(d.escalate),
+        "client_key": f"{d.client_key:016x}" if d.client_key else None,
+        "principal_key": f"{d.principal_key:016x}" if d.principal_key else None,
+    }
+
+
+cdef dict record_of_event(const Event *e):
+    import ipaddress
+    record = record_of_decision(&e.decision)
+    if e.has_address:
+        ip = ipaddress.IPv6Address((<const char *>e.address)[:16])
+        record["client"] = str(ip.ipv4_mapped or ip)
+    record["method"] = text_of(e.method, e.method_n)
+    record["path"] = text_of(e.path, e.path_n)
+    record["authority"] = text_of(e.authority, e.authority_n)
+    record["user_agent"] = text_of(e.agent, e.agent_n)
+    return record
