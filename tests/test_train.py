@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from native.models import LIMITS, Models
 from native.text import TextHost
-
 from sidecar import simulate
 from sidecar.bundle import ANCHORS, load_bundle
 from sidecar.commands.train import command
@@ -24,7 +24,8 @@ from sidecar.train import behaviour, calibrate, pipeline, trees
 from sidecar.train.calibrate import BenignSource, CalibrationError
 from sidecar.train.pipeline import Plan, TrainingError, train
 
-WORDS = ["red", "blue", "shoes", "summer", "dress", "garden", "table", "lamp", "price", "order", "invoice", "street", "music", "holiday"]
+WORDS = ["red", "blue", "shoes", "summer", "dress", "garden", "table", "lamp", "price", "order", "invoice", "street",
+         "music", "holiday"]
 
 
 def quiet(stage: str, share: float) -> None:

@@ -29,7 +29,7 @@ SOURCES = Path(__file__).with_name("default_sources.json")
 FILES_MAX = 100
 FILE_BYTES_MAX = 2 << 30
 FOLDS_MAX = 20
-SIMULATED_TEXT_REQUESTS = 3000    # benign simulated requests that the text side learns from, per scenario
+SIMULATED_TEXT_REQUESTS = 6000    # benign simulated requests that the text side learns from, per scenario
 # an XML declaration that lost its name to the scrambling of secrets: no client sends that
 SCRAMBLED = re.compile(r"\s*<\?[0-9a-f]{6,}")
 EVERY_ATTACK = tuple(Attack(name, variant) for name, variants in ATTACKS.items() for variant in variants)
@@ -121,7 +121,8 @@ def read_text_data(plan: Plan) -> Dataset:
     for scenario in plan.simulate:
         source = f"simulated-{scenario.seed}"
         rng = np.random.default_rng(scenario.seed)
-        benign = [r for r in simulate(scenario) if r.label != 1]
+        # every distinct request once: what people rarely send must be among them, too
+        benign = list({(r.url, r.body): r for r in simulate(scenario) if r.label != 1}.values())
         chosen = sorted(rng.choice(len(benign), min(len(benign), SIMULATED_TEXT_REQUESTS), replace=False))
         for r in (benign[i] for i in chosen):
             record = {"method": r.method, "url": r.url, "headers": r.headers, "body": r.body}
@@ -270,6 +271,7 @@ def train(plan: Plan, tell: Tell) -> Outcome:
     report = write_report(folder, Report(
         title=f"Outrider model bundle: {manifest['name']}",
         benign=side.benign if side else {}, attacks=side.attacks if side else {},
+        roc=side.roc if side else ({}, {}), behaviour_roc=(beh.out_of_fold, beh.attacks) if beh else ({}, {}),
         importance=side.importance if side else (), behaviour_benign=seen[0], behaviour_attacks=seen[1],
         sources=sources,
         facts=[("made", now), ("sha256", written.sha256),

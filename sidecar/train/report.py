@@ -31,6 +31,9 @@ class Report:
     title: str
     benign: Mapping[str, Floats]
     attacks: Mapping[str, Floats]
+    # raw outputs for the ROC: scores saturate far beyond the block threshold
+    roc: tuple[Mapping[str, Floats], Mapping[str, Floats]] = field(default_factory=lambda: ({}, {}))
+    behaviour_roc: tuple[Mapping[str, Floats], Mapping[str, Floats]] = field(default_factory=lambda: ({}, {}))
     importance: Sequence[tuple[str, float]] = ()
     behaviour_benign: Mapping[str, Floats] = field(default_factory=dict)
     behaviour_attacks: Mapping[str, Floats] = field(default_factory=dict)
@@ -79,7 +82,7 @@ def _roc(path: Path, benign: Mapping[str, Floats], attacks: Mapping[str, Floats]
         axes.plot(rates, [float(np.mean(scores > level)) for level in levels],
                   label=f"{name[:40]} ({len(scores):,})", linewidth=1.4)
     axes.set_xscale("log")
-    axes.set(xlabel="false positives of the worst benign source", ylabel="attacks found", ylim=(0, 1.02),
+    axes.set(xlabel="false positives of the worst source of benign traffic", ylabel="attacks found", ylim=(0, 1.02),
              title=f"{what}: ROC at low false-positive rates")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="lower right")
@@ -124,9 +127,9 @@ def write_report(folder: Path, report: Report) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     facts = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in report.facts)
     body = [f"<table>{facts}</table>"]
-    for key, what, benign, attacks in (
-            ("text", "Text", report.benign, report.attacks),
-            ("behaviour", "Behaviour", report.behaviour_benign, report.behaviour_attacks)):
+    for key, what, benign, attacks, roc in (
+            ("text", "Text", report.benign, report.attacks, report.roc),
+            ("behaviour", "Behaviour", report.behaviour_benign, report.behaviour_attacks, report.behaviour_roc)):
         if not benign:
             continue
         _distributions(folder / f"{key}-scores.png", benign, attacks, what)
@@ -134,8 +137,8 @@ def write_report(folder: Path, report: Report) -> Path:
                     "lines show false positives, attack lines what was found.</p>")
         body.append(_rows(slice_table(benign, attacks)))
         body.append(f"<p><img src='{key}-scores.png' alt='score distributions'></p>")
-        if attacks:
-            _roc(folder / f"{key}-roc.png", benign, attacks, what)
+        if roc[0] and roc[1]:
+            _roc(folder / f"{key}-roc.png", *roc, what)
             body.append(f"<p><img src='{key}-roc.png' alt='ROC at low false-positive rates'></p>")
         if key == "text" and report.importance:
             _importance(folder / "importance.png", report.importance)

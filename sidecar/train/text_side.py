@@ -22,6 +22,7 @@ from sidecar.train.calibrate import BenignSource
 from sidecar.train.dataset import Dataset, LabelledRequest, LabelledText
 from sidecar.train.linear import train_linear
 from sidecar.train.trees import Outputs, TextTrees
+from sidecar.train.typed import typed_texts
 
 Floats = NDArray[np.floating]
 Tell = Callable[[str, float], None]      # stage, share done 0..1
@@ -68,6 +69,7 @@ class TextSide:
     knots: dict[str, list[tuple[float, float]]]
     benign: dict[str, Floats]     # source -> calibrated scores, out of fold
     attacks: dict[str, Floats]    # source/class -> the same
+    roc: tuple[dict[str, Floats], dict[str, Floats]]    # raw outputs of benign traffic and of attacks
     nested: dict[str, float]      # source -> share refused, with thresholds from the other folds only
     counts: dict[str, tuple[int, int]]     # source -> benign, attack entries
     raw_linear: dict[str, float]  # slice -> share found by the linear score alone at its own threshold
@@ -104,6 +106,7 @@ def fold_view(data: Dataset, folds: Mapping[tuple[str, str], int], fold: int) ->
 
     view = Dataset([split(r) for r in data.requests], [split(t) for t in data.texts])
     view.texts += frequent_values(view)
+    view.texts += typed_texts([t for t in view.texts if t.split == "train" and t.label == 0], fold)
     return view
 
 
@@ -305,6 +308,7 @@ def train_text(data: Dataset, seed: int, folds: int, jobs: int, tell: Tell) -> T
         linear=linear, trees=final, combination=combination, knots=knots,
         benign={s.name: calibrate.apply(knots["all"], s.raw(best)) for s in benign},
         attacks={s.name: calibrate.apply(knots["all"], s.raw(best)) for s in attacks},
+        roc=({s.name: s.raw(best) for s in benign if s.tolerance == 1.0}, {s.name: s.raw(best) for s in attacks}),
         nested=nested_rates(rows, margins, forest, best), counts=counts,
         raw_linear={s.name: float(np.mean(s.linear >= level["linear"])) for s in (*benign, *attacks)},
         importance=list(zip(FEATURE_NAMES, final.importance.tolist(), strict=True)))
