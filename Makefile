@@ -26,7 +26,7 @@ bench: setup ## the request pipeline stage by stage, and detection on the measur
 	@$(PYTHON) -m bench.detection --data $(DATA)
 
 default-models: setup ## train the bundle that ships, from the permissively licensed data
-	@$(OUTRIDER) train --default-data $(DATA) --out sidecar/default_bundle
+	@$(OUTRIDER) train --default-data $(DATA) --out sidecar/default_bundle --report out/default-report
 
 docs: setup ## CONFIGURATION.md and the example from the settings
 	@$(PYTHON) -m sidecar.config.document

@@ -73,11 +73,13 @@ cdef class Models:
             raise MemoryError
         with nogil:
             ok = modelset_open(c_name, fresh, err, 1024)
-        if ok == 0 and fresh.isolation.predict != NULL and fresh.behaviour_features != BEHAVIOUR_FEATURES:
+        if ok == 0 and fresh.isolation.predict != NULL and (
+                fresh.behaviour_features != BEHAVIOUR_FEATURES or fresh.behaviour_schema != BEHAVIOUR_SCHEMA):
+            has = f"{fresh.behaviour_features} features of schema {fresh.behaviour_schema}"
             modelset_close(fresh)
             free(fresh)
-            raise ModelError(f"{folder}: behaviour rows of {fresh.behaviour_features} features, this build makes "
-                             f"{BEHAVIOUR_FEATURES} (train the bundle again)")
+            raise ModelError(f"{folder}: behaviour rows of {has}, this build makes {BEHAVIOUR_FEATURES} of schema "
+                             f"{BEHAVIOUR_SCHEMA} (train the bundle again)")
         if ok != 0:
             free(fresh)
             raise ModelError(err.decode("utf-8", "replace"))
