@@ -29,7 +29,7 @@ cdef extern from *:
 cdef enum:
     BUCKET_WAYS = 8
     WINDOWS = 5                  # 1 s, 10 s, 60 s, 600 s, 3600 s
-    QUANTITIES = 10
+    QUANTITIES = 11
     SKETCHES = 4
     LOCK_SPINS = 400
     LOCK_STALE_MS = 50
@@ -53,6 +53,7 @@ cdef enum:                       # Quantity
     Q_KILOBYTES = 7              # of the payloads
     Q_OBJECTS = 8                # requests that name an object by its id
     Q_OBJECTS_REFUSED = 9        # ... and were answered 401, 403, 404 or 410
+    Q_ATTACKS = 10               # refused for their text
 
 cdef enum:                       # SketchIndex
     SKETCH_PATHS = 0
@@ -63,8 +64,8 @@ cdef enum:                       # SketchIndex
 
 cdef struct Window:
     int64_t epoch                # number of the current span: time / length
-    float now[10]
-    float before[10]
+    float now[11]
+    float before[11]
 
 
 cdef struct Sketch:
@@ -82,6 +83,7 @@ cdef struct ClientEntry:
     Window window[5]
     Sketch sketch[4]
     uint64_t templates[2]        # 64-bit linear counting of object templates, now and before
+    uint64_t attacked[2]         # 64 bits: paths on which attacks were seen, now and before
     uint64_t requests
     uint64_t last_object
     int64_t step                 # difference of the last two object ids

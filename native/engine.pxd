@@ -22,6 +22,7 @@ cdef enum:
     TICKET_LOGIN = 1             # bits of Decision.spare, for the response half
     TICKET_STRICT_LOGIN = 2
     TICKET_OBJECT = 4
+    ATTACKED_PATHS = 5           # a scanner tries everywhere; a page on which people paste SQL is one path
 
 
 cdef struct ModelSlot:
@@ -176,6 +177,9 @@ cdef inline void detect(const Policy *p, const ClientEntry *e, int64_t t, bint p
             distinct = sketch_count(&e.sketch[SKETCH_PATHS])
             if distinct >= 0.7 * d.count:
                 found(f, d, DETECT_SCANNING, REASON_SCANNING, n, n / d.count)
+        n = window_value(&e.window[w], w, Q_ATTACKS, t)
+        if n >= 0.5 * d.count and or_popcount64(e.attacked[0] | e.attacked[1]) >= ATTACKED_PATHS:
+            found(f, d, DETECT_SCANNING, REASON_REPEATED_ATTACKS, n, 2 * n / d.count)
     d = &p.detector[DETECT_FLOOD]
     if d.enabled:
         w = d.window
@@ -378,6 +382,11 @@ cdef inline bint look_at_client(Worker *w, const Request *r, const Shape *shape,
     return True
 
 
+cdef inline uint64_t *key_place(const Arena *arena, uint32_t slot) noexcept nogil:
+    """Where the key of this entry (index + 1) stands."""
+    return &arena.buckets[(slot - 1) // BUCKET_WAYS].key[(slot - 1) % BUCKET_WAYS]
+
+
 cdef inline ClientEntry *take_client(Worker *w, uint64_t key, int64_t t, uint32_t *slot, uint32_t *mine) noexcept nogil:
     cdef int how
     cdef ClientEntry *e = client_take(w.arena.buckets, w.arena.entries, w.arena.head.buckets, key, t,
@@ -560,6 +569,11 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     if action > ACTION_ALLOW:
         add_reason(d, d.threat if d.threat else REASON_SUSPICIOUS_TEXT, d.score_text)
     d.action = <uint8_t>action
+    if action == ACTION_BLOCK and by_address != NULL and entry_lock(by_address, &lock_address):
+        # by address only: a principal is a claim that anyone can make
+        if or_load64(key_place(w.arena, d.client_slot)) == d.client_key:
+            entry_attack(by_address, r.time_us, shape.path_hash)
+        entry_unlock(by_address, lock_address)
     if f.reason:
         d.score_behaviour = finding_score(route, &f)
         add_reason(d, f.reason, f.value)
@@ -610,7 +624,7 @@ cdef inline void worker_respond(Worker *w, const Decision *d, int status, int64_
         if not entry_lock(e, &mine):
             count(w, COUNT_CLIENTS_CONTENDED, 1)
             continue
-        if or_load64(&w.arena.buckets[(slot - 1) // BUCKET_WAYS].key[(slot - 1) % BUCKET_WAYS]) == key:
+        if or_load64(key_place(w.arena, slot)) == key:
             if d.spare & TICKET_LOGIN and not d.spare & TICKET_STRICT_LOGIN and status >= 400:
                 entry_add(e, Q_LOGINS, 1)         # "auth", "token": only failures make it a login
             entry_response(e, time_us, status, d.spare & TICKET_LOGIN, d.spare & TICKET_OBJECT, ms)

@@ -25,6 +25,7 @@ cdef enum Reason:
     REASON_SCANNING = 35
     REASON_REQUEST_FLOOD = 36
     REASON_UNUSUAL_BEHAVIOUR = 37    # Isolation Forest
+    REASON_REPEATED_ATTACKS = 38     # refused for its text on several paths
     # lists
     REASON_BLOCKED_ADDRESS = 48
     REASON_BLOCKED_PRINCIPAL = 49
@@ -42,7 +43,7 @@ cdef extern from *:
         "command_injection", "code_injection", "xml_injection", "ldap_injection",
         "nosql_injection", "header_injection", "server_side_request",
         [32] = "brute_force", "credential_stuffing", "object_enumeration", "scanning",
-        "request_flood", "unusual_behaviour",
+        "request_flood", "unusual_behaviour", "repeated_attacks",
         [48] = "blocked_address", "blocked_principal", "blocked_range", "allow_listed",
         [56] = "exempt_route", "body_part"};
     static inline const char *or_reason_name(unsigned c) {

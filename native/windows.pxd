@@ -252,6 +252,8 @@ cdef inline void entry_roll(ClientEntry *e, int64_t t) noexcept nogil:
             memset(e.sketch[i].now, 0, sizeof(e.sketch[i].now))
         e.templates[1] = e.templates[0] if epoch == e.sketch_epoch + 1 else 0
         e.templates[0] = 0
+        e.attacked[1] = e.attacked[0] if epoch == e.sketch_epoch + 1 else 0
+        e.attacked[0] = 0
         e.sketch_epoch = epoch
 
 
@@ -340,6 +342,13 @@ cdef inline void entry_response(ClientEntry *e, int64_t t, int status, bint logi
         entry_add(e, Q_OBJECTS_REFUSED, 1)
     if response_ms >= 0:
         ewma(&e.response_mean, &unused, log1pf(response_ms), 0.1)
+
+
+cdef inline void entry_attack(ClientEntry *e, int64_t t, uint32_t path_hash) noexcept nogil:
+    """The request was refused for its text. The entry is locked by the caller."""
+    entry_roll(e, t)
+    entry_add(e, Q_ATTACKS, 1)
+    e.attacked[0] |= <uint64_t>1 << (mix64(path_hash) & 63)
 
 
 cdef inline float ratio(float a, float b) noexcept nogil:

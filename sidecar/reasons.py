@@ -22,6 +22,7 @@ _SENTENCES = {
     "credential_stuffing": "tries stolen credentials: {value:.0f} identities with mostly failed logins",
     "object_enumeration": "walks through object ids: {value:.0f} different ones",
     "scanning": "probes for what is there: {value:.0f} requests for things that are not",
+    "repeated_attacks": "keeps attacking: {value:.0f} requests on several paths refused for their text",
     "request_flood": "floods: {value:.0f} requests in the window",
     "unusual_behaviour": "behaves unlike other clients (score {value:.2f})",
     "blocked_address": "is on the shared blocklist for another {value:.0f} s",

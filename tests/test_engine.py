@@ -57,6 +57,35 @@ def test_scanning_is_found() -> None:
     assert 0 < drive(engine, 60, "GET", "/x{i}/admin.php", 404, "192.0.2.1") <= 50
 
 
+ATTACK = "/{path}?q=%27%20union%20select%20password%20from%20users--"
+
+
+def attack(engine: Engine, path: str, t: float, client: str = "192.0.2.1") -> str:
+    verdict = engine.decide("GET", ATTACK.format(path=path), client=client, ts=t)
+    assert verdict.action == "block"
+    return verdict.reasons[-1]
+
+
+def test_a_scanner_is_held_however_its_other_requests_look() -> None:
+    engine = open_core(Settings(), private=True).engine()
+    t = 1000.0
+    for i in range(12):
+        attack(engine, f"page{i}", t)
+        for _ in range(10):
+            verdict = engine.decide("GET", "/", client="192.0.2.1", ts=t)
+            t += 1
+    assert (verdict.action, verdict.reasons[0]) == ("block", "repeated_attacks")
+    assert "keeps attacking" in sentences(verdict.record())[0]
+    assert engine.decide("GET", "/", client="192.0.2.2", ts=t).action == "allow"
+
+
+def test_one_page_on_which_people_paste_sql_holds_nobody() -> None:
+    engine = open_core(Settings(), private=True).engine()
+    for i in range(40):
+        attack(engine, "notes", 1000.0 + i)
+    assert engine.decide("GET", "/", client="192.0.2.1", ts=1040.0).action == "allow"
+
+
 def test_a_flood_is_throttled_with_retry_after() -> None:
     c = core("detectors: {request_flood: {requests: 100}}")
     engine = c.engine()

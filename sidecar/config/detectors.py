@@ -64,7 +64,8 @@ class ObjectEnumeration(Detector):
 
 
 class Scanning(Detector):
-    """One client probes for paths that don't exist."""
+    """One client probes for paths that don't exist, or keeps attacking: half as many requests on at least five
+    paths refused for their text."""
 
     window_s: Annotated[int, Window()] = Field(
         600, alias="window", description="Length of the sliding window."
