@@ -115,6 +115,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection. Routes are the methods named in ROUTES."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes: Nagle would hold the second for 40 ms
     server_version = "shop"
     sys_version = ""
     timeout = IDLE_TIMEOUT_S
