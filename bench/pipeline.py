@@ -25,6 +25,7 @@ from native.engine import STAGES_NAMES, Engine, Models
 from sidecar.bundle import load_bundle, prepare_runtime
 from sidecar.config import Settings
 from sidecar.core import DEFAULT_BUNDLE, default_cache
+from sidecar.memory import memory_folder
 from sidecar.policy import compile_policy
 
 Request = tuple[str, str, list[tuple[str, str]], str | None]
@@ -100,7 +101,7 @@ def command(rounds: int, bundle: str, as_json: bool) -> None:
     models.load(prepare_runtime(load_bundle(Path(bundle)), default_cache()))
     engines: dict[int, Engine] = {}
     for clients in CLIENTS:
-        path = Path("/dev/shm") / f"outrider-bench-{os.getpid()}-{clients}.arena"
+        path = Path(memory_folder(clients * 4096)) / f"outrider-bench-{os.getpid()}-{clients}.arena"
         arena = ArenaFile.create(path, clients=1 << 21 if clients > 65_536 else 1 << 17)
         path.unlink()
         policy = compile_policy(Settings())

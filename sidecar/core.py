@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from native.arenafile import ArenaFile
 from native.engine import ArenaError, Engine, ModelError, Models
+from sidecar.memory import memory_folder
 from sidecar.policy import compile_policy
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ def open_core(settings: Settings, *, private: bool = False, load_models: bool = 
     one at arena.path, owned by one sidecar at a time (ArenaBusy). Raises ArenaError, BundleError, ModelError."""
     lock_fd: int | None = None
     if private:
-        folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
+        # a sparse file: twice the entries' size is ample for all regions
+        folder = memory_folder(settings.arena.clients * 2048)
         path = Path(folder) / f"outrider-{os.getpid()}-{os.urandom(4).hex()}.arena"
         arena = ArenaFile.create(
             path, settings.arena.clients, settings.arena.events, settings.arena.blocklist, key=hash_key(settings)

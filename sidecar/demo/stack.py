@@ -17,6 +17,7 @@ import yaml
 
 from sidecar.demo.envoy import DemoError, EnvoyPlan, arguments, render, write_config
 from sidecar.demo.supervisor import Child, answers, free_port, wait_until
+from sidecar.memory import memory_folder
 
 SETTINGS = Path(__file__).with_name("outrider.yaml")
 SOCKET_PATH_MAX = 107  # bytes, sun_path less its terminator
@@ -34,11 +35,14 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+ROOM_BYTES = 160 << 20  # arena, logs
+
+
 def make_folder() -> Path:
     """A new private folder, in memory where possible (the arena lives there), with a path short enough
     for a UNIX socket; under $OUTRIDER_RUN_DIR where that is set. DemoError where there is no place."""
     chosen = os.environ.get("OUTRIDER_RUN_DIR")
-    places = [chosen] if chosen else ["/dev/shm", tempfile.gettempdir(), "/tmp"]
+    places = [chosen] if chosen else [memory_folder(ROOM_BYTES), tempfile.gettempdir(), "/tmp"]
     for place in places:
         if os.access(place, os.W_OK | os.X_OK) and len(place) + 40 < SOCKET_PATH_MAX:
             try:

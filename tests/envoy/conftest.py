@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from harness import SETTINGS, make_bundle
 
 from sidecar.demo.envoy import DemoError, find_envoy
 from sidecar.demo.stack import Stack, merge
+from sidecar.memory import memory_folder
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def envoy_binary() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def run_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
     """Where all stacks of this run put their files; kept for a look at the logs when a test failed."""
-    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
+    place = memory_folder(160 << 20)
     folder = Path(tempfile.mkdtemp(prefix="outrider-tests-", dir=place))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OUTRIDER_RUN_DIR", str(folder))
