@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """Real traffic kept outside the project (see tests/README.md); tests that need it skip without it."""
+    """Real traffic kept outside the project; tests that need it skip without it."""
     path = Path(os.environ.get("OUTRIDER_DATA", ROOT.parent / "shared" / "data"))
     if not path.is_dir():
         pytest.skip(f"no data at {path} (set OUTRIDER_DATA)")

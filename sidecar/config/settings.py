@@ -70,11 +70,10 @@ class Service(Section):
     failure: Literal["open", "closed"] = Field(
         "open",
         description=(
-            "What becomes of a request that cannot be judged because something broke: open lets it pass, "
-            "closed "
-            "refuses it. Set Envoy's failure_mode_allow to match (true for open); a failure is always "
-            "reported to "
-            "Envoy as an error and never as a refusal, so Envoy's own setting has the last word."
+            "What is to become of a request that cannot be judged because something broke: open lets it "
+            "pass, closed refuses it. Envoy carries this out: set its failure_mode_allow to match (true for "
+            "open). Outrider reports a failure to Envoy as an error and never as a refusal; here the setting "
+            "is a statement, shown by outrider check and in the log."
         ),
     )
 
@@ -379,7 +378,10 @@ class Thresholds(Section):
         ),
     )
     challenge: Score | None = Field(
-        None, description="Ask for proof that a person or a known client is calling."
+        None,
+        description=(
+            "Ask for proof that a person or a known client is calling. Not built yet: answered as a block."
+        ),
     )
     block: Score | None = Field(0.9, description="Refuse: answers.block.")
 
