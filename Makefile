@@ -3,7 +3,7 @@ OUTRIDER := .venv/bin/outrider
 PYTHON := .venv/bin/python
 DATA ?= $(or $(OUTRIDER_DATA),../shared/data)
 
-.PHONY: help setup run test lint fuzz soak bench default-models docs clean
+.PHONY: help setup run test lint bench default-models docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done

@@ -42,7 +42,6 @@ cdef enum:
     BLOCKLIST_LIMIT = 4194304
     COUNTER_SLOTS_LIMIT = 256
     BLOCK_PROBES = 16            # a key stands within this many places of its hash
-    EVENT_TEXT_MAX = 768
     HISTOGRAM_BUCKETS = 16
     HISTOGRAMS = 7               # one per Stage, then the whole decision
     MODEL_PATH_MAX = 1024
@@ -74,7 +73,7 @@ cdef enum:                       # Counter
     COUNT_HEADERS_DROPPED = 26
     COUNT_NO_MODELS = 27         # decided without models loaded
     COUNT_LOCKS_STOLEN = 28      # from a holder that died or slept
-    COUNT_HELD = 29              # refused because of an earlier detection
+    COUNT_HELD = 29              # from a client that an earlier detection still holds
     COUNTERS = 32
 
 

@@ -20,7 +20,7 @@ ACTIONS = ("allow", "tag", "throttle", "challenge", "block")
 MODES = ("observe", "enforce")
 STAGES_NAMES = ("blocklist", "client", "behaviour", "text", "xgboost", "random_forest")
 BODY_STATES = ("none", "whole", "part")
-HISTOGRAM_BOUNDS_US = tuple(or_bounds_ns[i] / 1000 for i in range(HISTOGRAM_BUCKETS - 1))
+HISTOGRAM_BOUNDS_US = tuple(or_bounds_ns[i] / 1000.0 for i in range(HISTOGRAM_BUCKETS - 1))
 COUNTER_NAMES = {
     "requests": COUNT_REQUESTS, "responses": COUNT_RESPONSES,
     **{f"action_{name}": COUNT_ACTION + i for i, name in enumerate(ACTIONS)},
@@ -30,7 +30,7 @@ COUNTER_NAMES = {
     "clients_claimed": COUNT_CLIENTS_CLAIMED, "clients_evicted": COUNT_CLIENTS_EVICTED,
     "clients_contended": COUNT_CLIENTS_CONTENDED, "bodies_in_part": COUNT_BODY_PART,
     "texts_cut": COUNT_TEXT_CUT, "headers_dropped": COUNT_HEADERS_DROPPED, "no_models": COUNT_NO_MODELS,
-    "locks_stolen": COUNT_LOCKS_STOLEN,
+    "locks_stolen": COUNT_LOCKS_STOLEN, "held": COUNT_HELD,
 }
 CLIENT_ENTRY_BYTES = sizeof(ClientEntry) + sizeof(Bucket) // BUCKET_WAYS
 LIMITS = {"clients": CLIENTS_LIMIT, "events": EVENTS_LIMIT, "blocklist": BLOCKLIST_LIMIT, "routes": ROUTES_MAX - 1,
@@ -158,13 +158,6 @@ cdef class ArenaFile:
     def policy_generation(self):
         return or_load64(&self.arena.head.policy_generation)
 
-    def set_key(self, key):
-        """Replace the hash key (16 bytes): what is known of clients is lost with it."""
-        cdef bytes k = bytes(key)
-        if len(k) != 16:
-            raise ArenaError(f"the hash key has {len(k)} bytes, 16 are needed")
-        memcpy(self.arena.head.key, <const char *>k, 16)
-
     @property
     def key(self):
         return (<char *>self.arena.head.key)[:16]
@@ -193,6 +186,7 @@ cdef class ArenaFile:
         p.address_header_n = <uint8_t>put(p.address_header, NAME_MAX, spec["address_header"], "client.address_header")
         p.block_type_n = put(p.block_type, 64, spec["block_type"], "answers.block.content_type")
         p.block_body_n = put(p.block_body, 1024, spec["block_body"], "answers.block.body")
+        p.throttle_body_n = put(p.throttle_body, 1024, spec["throttle_body"], "answers.throttle.body")
         for i, stage in enumerate(spec["skip"][:6]):
             p.skip[i] = STAGES_NAMES.index(stage)
         p.n_skip = min(len(spec["skip"]), 6)
@@ -403,8 +397,8 @@ cdef dict record_of_decision(const Decision *d):
         "raw": {"linear": number_of(d.raw_linear), "xgboost": number_of(d.raw_xgboost),
                 "random_forest": number_of(d.raw_forest), "isolation_forest": number_of(d.raw_isolation)},
         "reasons": reasons, "place": text_of(d.place, d.place_n), "excerpt": text_of(d.excerpt, d.excerpt_n),
-        "route": d.route, "budget_us": d.budget_us or None, "spent_us": round(d.spent_ns / 1000, 1),
-        "stages_us": {STAGES_NAMES[i]: round(d.stage_ns[i] / 1000, 1) for i in range(STAGES) if d.stage_ns[i]},
+        "route": d.route, "budget_us": d.budget_us or None, "spent_us": round(d.spent_ns / 1000.0, 1),
+        "stages_us": {STAGES_NAMES[i]: round(d.stage_ns[i] / 1000.0, 1) for i in range(STAGES) if d.stage_ns[i]},
         "skipped": [STAGES_NAMES[i] for i in range(STAGES) if d.skipped >> i & 1],
         "body": BODY_STATES[d.body_state], "escalated": bool(d.escalate),
         "client_key": f"{d.client_key:016x}" if d.client_key else None,

@@ -200,9 +200,12 @@ cdef inline void hold(ClientEntry *e, const Policy *p, const Finding *f, int64_t
     e.held_value = f.value
 
 
-cdef inline void held(const ClientEntry *e, const Policy *p, int64_t t, Finding *f) noexcept nogil:
-    if e.held_until_us > t and e.held_until_us <= t + p.hold_us and e.held_kind < DETECTORS:
-        found(f, &p.detector[e.held_kind], e.held_kind, e.held_reason, e.held_value, 1.0)
+cdef inline bint held(const ClientEntry *e, const Policy *p, int64_t t, Finding *f) noexcept nogil:
+    """Is the client being refused for what was found earlier? A stage left out doesn't free it."""
+    if e.held_until_us <= t or e.held_until_us > t + p.hold_us or e.held_kind >= DETECTORS:
+        return False
+    found(f, &p.detector[e.held_kind], e.held_kind, e.held_reason, e.held_value, 1.0)
+    return True
 
 
 cdef inline float finding_score(const RoutePolicy *route, const Finding *f) noexcept nogil:
@@ -360,13 +363,11 @@ cdef inline bint look_at_client(Worker *w, const Request *r, const Shape *shape,
     cdef Finding fresh
     memset(&fresh, 0, sizeof(fresh))
     if by_address != NULL:
-        held(by_address, &w.policy, r.time_us, f)
         detect(&w.policy, by_address, r.time_us, False, &fresh)
         hold(by_address, &w.policy, &fresh, r.time_us)
         if fresh.reason:
             found(f, &w.policy.detector[fresh.kind], fresh.kind, fresh.reason, fresh.value, fresh.strength)
     if by_principal != NULL:
-        held(by_principal, &w.policy, r.time_us, f)
         memset(&fresh, 0, sizeof(fresh))
         detect(&w.policy, by_principal, r.time_us, True, &fresh)
         hold(by_principal, &w.policy, &fresh, r.time_us)
@@ -428,7 +429,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     cdef Finding f
     cdef float unusual = 0, xgboost = NAN, forest = NAN
     cdef int at, action
-    cdef bint allow_listed = False, has_row, hurried
+    cdef bint allow_listed = False, has_row, is_held, hurried
 
     memset(d, 0, sizeof(Decision))
     memset(&f, 0, sizeof(f))
@@ -454,10 +455,6 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         r.principal_key = principal_of(r, &w.policy, w.arena.head.key, w.token)
     d.client_key = r.client_key
     d.principal_key = r.principal_key
-    if route.exempt:
-        add_reason(d, REASON_EXEMPT_ROUTE, 0)
-        finish(w, r, d, start)
-        return
 
     # 2. the lists: a hit ends here
     if w.policy.n_ranges and r.has_address:
@@ -478,7 +475,9 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
             add_reason(d, block.reason if block.reason else REASON_BLOCKED_ADDRESS,
                        <float>(block.expires_us - r.time_us) * 1e-6)
     now = stage_done(w, d, STAGE_BLOCKLIST, start)
-    if d.action != ACTION_ALLOW:
+    if d.action == ACTION_ALLOW and route.exempt:
+        add_reason(d, REASON_EXEMPT_ROUTE, 0)
+    if d.action != ACTION_ALLOW or route.exempt:
         finish(w, r, d, start)
         return
 
@@ -509,6 +508,11 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     bytes += r.body.n if r.body.n < w.policy.text.body_bytes_max else w.policy.text.body_bytes_max
     skip = plan_skips(w, todo, now, deadline, bytes) if hurried else 0
     has_row = False
+    is_held = by_address != NULL and held(by_address, &w.policy, r.time_us, &f)
+    if by_principal != NULL and held(by_principal, &w.policy, r.time_us, &f):
+        is_held = True
+    if is_held:
+        count(w, COUNT_HELD, 1)
     if not skip & (1 << STAGE_BEHAVIOUR):
         has_row = look_at_client(w, r, &shape, by_address, by_principal, d, &f)
     if by_address != NULL:
@@ -541,7 +545,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         todo = (1 << STAGE_XGBOOST) | (1 << STAGE_FOREST)
         if hurried:
             skip = plan_skips(w, todo, now, deadline, 0)
-            d.skipped |= skip
+            d.skipped = (d.skipped & ~todo) | skip    # the text may have taken less than was feared
         if not skip & (1 << STAGE_XGBOOST):
             xgboost = tree_predict_text(&models.xgboost, w.found.linear, w.found.features, &w.trees)
             d.raw_xgboost = xgboost

@@ -160,7 +160,7 @@ cdef class Verdict:
 
     @property
     def spent_us(self):
-        return self.d.spent_ns / 1000
+        return self.d.spent_ns / 1000.0              # C integers are divided as in C
 
     @property
     def skipped(self):
@@ -396,9 +396,14 @@ cdef void host_decide(void *ctx, Request *r, Decision *d) noexcept nogil:
 
 cdef void host_answer(void *ctx, const Decision *d, Answer *a) noexcept nogil:
     cdef Worker *w = <Worker *>ctx
-    a.status = w.policy.throttle_status if d.enforced == ACTION_THROTTLE else w.policy.block_status
-    a.body.p = w.policy.block_body
-    a.body.n = w.policy.block_body_n
+    if d.enforced == ACTION_THROTTLE:
+        a.status = w.policy.throttle_status
+        a.body.p = w.policy.throttle_body
+        a.body.n = w.policy.throttle_body_n
+    else:
+        a.status = w.policy.block_status
+        a.body.p = w.policy.block_body
+        a.body.n = w.policy.block_body_n
     a.content_type.p = w.policy.block_type
     a.content_type.n = w.policy.block_type_n
     a.retry_after_s = d.retry_after_s

@@ -101,10 +101,12 @@ cdef struct Policy:
     int64_t hold_us              # how long a detection keeps refusing the client
     float allow_sample           # share of allowed decisions that become events, 0..1
     char address_header[64]
-    char block_type[64]          # content type and body of a refusal
+    char block_type[64]          # content type of a refusal, and its bodies
     char block_body[1024]
+    char throttle_body[1024]
     uint16_t block_type_n
     uint16_t block_body_n
+    uint16_t throttle_body_n
     PrincipalSource principal[8]
     Detector detector[6]
     TextPolicy text

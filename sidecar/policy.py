@@ -34,6 +34,7 @@ def compile_policy(settings: Settings) -> dict[str, Any]:
         "retry_after_s": settings.answers.throttle.retry_after_s,
         "block_type": PROBLEM_TYPE,
         "block_body": PROBLEM_BODY % settings.answers.block.status,
+        "throttle_body": PROBLEM_BODY % settings.answers.throttle.status,
         "hold_us": detectors.hold_s * 1_000_000,
         "allow_sample": (
             settings.decision_log.sample

@@ -32,6 +32,7 @@ def test_a_large_body_does_not_fit_ten_microseconds_and_says_so() -> None:
     counters = core.arena.counters()
     assert counters["skipped_random_forest"] == 200
     assert counters["requests"] == 200
+    assert any(record["spent_us"] % 1 for record in records)  # tenths of a us
 
 
 def test_what_gives_way_is_the_operators_choice() -> None:
@@ -51,6 +52,36 @@ def test_nothing_gives_way_where_nothing_may() -> None:
         assert set(verdict.skipped) <= {"text"}  # which stops by itself at the deadline, with what it has
         assert verdict.record()["raw"]["random_forest"] is not None
     assert core.arena.counters()["budget_overruns"] > 0
+
+
+@pytest.mark.parametrize("budget", ["10us", "200us", "2ms", "20ms"])
+def test_skipped_names_what_did_not_run_and_nothing_else(budget: str) -> None:
+    """A stage that was to give way may find time after all: then it isn't skipped."""
+    core, _ = hurried(f"latency: {{budget: {budget}}}")
+    blob = b"\x00" * 60_000
+    skipped = 0
+    for _ in range(20):
+        engine = Engine(core.arena, core.models)  # its first guess at the text's cost is far too high for this body
+        record = engine.decide("POST", "/x", [("content-type", "image/png")], blob, client="192.0.2.1").record()
+        assert ("random_forest" in record["skipped"]) == (record["raw"]["random_forest"] is None)
+        assert ("xgboost" in record["skipped"]) == (record["raw"]["xgboost"] is None)
+        skipped += "random_forest" in record["skipped"]
+    assert core.arena.counters()["skipped_random_forest"] == skipped
+
+
+def test_a_held_client_is_not_freed_by_a_stage_that_gives_way() -> None:
+    core, engine = hurried(MINIMAL % ", skip: [behaviour]")
+    patient = core.engine()
+    for i in range(30):
+        patient.respond(patient.decide("POST", "/login", client="192.0.2.1", ts=1000.0 + i), 401, ts=1000.5 + i)
+    records = [
+        engine.decide(
+            "POST", "/x", [("content-type", "application/json")], LONG, client="192.0.2.1", ts=1031.0
+        ).record()
+        for _ in range(20)
+    ]
+    assert any("behaviour" in record["skipped"] for record in records)
+    assert all(record["action"] == "block" for record in records)
 
 
 def test_an_ample_budget_changes_nothing() -> None:

@@ -95,7 +95,7 @@ def test_names_carry_their_unit(setting: Setting) -> None:
 def test_restart_settings_stand_in_a_section() -> None:
     """take_up() relies on it."""
     restart = [setting for setting in ALL if setting.restart]
-    assert {setting.path[0] for setting in restart} == {"listen", "admin", "arena"}
+    assert {setting.path[0] for setting in restart} == {"listen", "admin", "arena", "client"}
     assert all(len(setting.path) == 2 for setting in restart)
 
 

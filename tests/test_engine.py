@@ -115,11 +115,13 @@ def test_ordinary_mistakes_are_not_refused() -> None:
 
 def test_a_held_client_stays_refused_for_the_hold_and_no_longer() -> None:
     engine = core("detectors: {hold: 30s}").engine()
+    assert engine.arena.counters()["held"] == 0
     n = drive(engine, 60, "POST", "/login", 401, "192.0.2.1", 1.0)
     end = 1000.0 + n - 1
     assert engine.decide("GET", "/", client="192.0.2.1", ts=end + 25).action == "block"
     assert engine.decide("GET", "/", client="192.0.2.2", ts=end + 25).action == "allow"
     assert engine.decide("GET", "/", client="192.0.2.1", ts=end + 4000).action == "allow"
+    assert engine.arena.counters()["held"] > 0
 
 
 def test_observe_says_what_enforce_would_do_and_does_nothing() -> None:

@@ -3,15 +3,18 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from native.engine import Engine
+from native.extproc import ExtProcStream
 from sidecar.config import Settings, loads
 from sidecar.core import Core, open_core
 from sidecar.policy import disjoint_ranges
+from tests.extproc_messages import pb, request_headers, set_headers
 
 
 def core_of(text: str) -> Core:
@@ -97,6 +100,29 @@ def test_exempt_routes_are_not_read() -> None:
     verdict = core.engine().decide("GET", "/healthz", client="192.0.2.1")
     assert verdict.reasons == ["exempt_route"]
     assert core.arena.knows("192.0.2.1") == 0
+
+
+def test_blocked_addresses_stay_blocked_on_exempt_routes() -> None:
+    core = core_of(ROUTES + "lists: {block: [192.0.2.1], allow: [192.0.2.2]}\n")
+    engine = core.engine()
+    verdict = engine.decide("GET", "/healthz", client="192.0.2.1")
+    assert (verdict.action, verdict.reasons) == ("block", ["blocked_range"])
+    core.arena.block(core.arena.client_key("192.0.2.3"), 60)
+    assert engine.decide("GET", "/healthz", client="192.0.2.3").reasons == ["blocked_address"]
+    assert engine.decide("GET", "/healthz", client="192.0.2.2").reasons == ["exempt_route"]
+
+
+def test_a_throttled_client_is_told_the_status_that_it_gets() -> None:
+    core = core_of("detectors: {request_flood: {requests: 10}}\nanswers: {throttle: {status: 503, retry_after: 7s}}")
+    engine = core.engine()
+    request = request_headers([("x-forwarded-for", "192.0.2.1")]).SerializeToString()
+    for _ in range(20):
+        answer = ExtProcStream(engine.host_address(), engine).message(request)
+    assert answer is not None
+    refusal = pb.ProcessingResponse.FromString(answer).immediate_response
+    assert refusal.status.code == 503
+    assert json.loads(refusal.body)["status"] == 503
+    assert set_headers(refusal.headers)["retry-after"] == "7"
 
 
 networks = st.one_of(

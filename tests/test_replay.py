@@ -314,6 +314,21 @@ def test_score_command(tmp_path: Path) -> None:
     assert f"{log}:2" in result.stderr
 
 
+def test_a_decision_record_has_its_fields_and_says_why(tmp_path: Path) -> None:
+    log, config = tmp_path / "log.jsonl", tmp_path / "o.yaml"
+    write(log, [record(1.0, 1, id="r1")])
+    config.write_text("lists: {block: [192.0.2.1]}\nroutes: [{name: one, path: /1}]\n")
+    result = CliRunner().invoke(score_command, [str(log), "--no-models", "-c", str(config)])
+    (decision,) = map(json.loads, result.stdout.splitlines())
+    assert set(decision) >= {
+        *("id", "ts", "client", "action", "mode", "score", "scores", "reasons"),
+        *("route", "budget_us", "spent_us", "skipped", "escalated"),
+    }
+    assert (decision["id"], decision["route"], decision["action"]) == ("r1", "one", "block")
+    (reason,) = decision["reasons"]
+    assert (reason["name"], "range" in reason["text"]) == ("blocked_range", True)
+
+
 @pytest.mark.parametrize("command", [replay_command, score_command])
 def test_what_cannot_be_done_is_said(command: Any, tmp_path: Path) -> None:
     run = CliRunner().invoke

@@ -243,3 +243,11 @@ def test_closing_writes_what_waits_and_ends_the_thread(tmp_path: Path) -> None:
         log.pump()
     assert not any(thread.name == "decision-log" for thread in threading.enumerate())
     assert len(os.listdir(f"/proc/{os.getpid()}/fd")) < 200
+
+
+def test_the_watcher_of_files_does_not_talk(root_logger: logging.Logger) -> None:
+    """A log that stands beside the configuration would feed on its own lines."""
+    out = io.StringIO()
+    logs.set_up("debug", "json", out)
+    logging.getLogger("watchfiles.main").info("1 change detected")
+    assert out.getvalue() == ""

@@ -131,6 +131,7 @@ def _route_effects(settings: Settings) -> Iterator[Finding]:
                 ("body_limit", route.body_limit_bytes),
                 ("mode", route.mode),
                 ("thresholds", route.thresholds.model_fields_set or None),
+                ("login", route.login or None),
             ):
                 if given is not None and given != "none":
                     yield Finding(

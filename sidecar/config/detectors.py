@@ -31,8 +31,9 @@ class BruteForce(Detector):
         ge=2,
         le=10000,
         description=(
-            "Failed logins (4xx, on routes with login: true or whose path looks like a login) from which "
-            "it holds."
+            "Failed logins (400, 401, 403, 422, 423 or 429, on routes with login: true or whose path looks "
+            "like a login) from which it holds; also 1.5 times as many in a row without a success, and twice "
+            "as many attempts where the answers tell nothing."
         ),
     )
     share: Score = Field(
@@ -44,7 +45,13 @@ class CredentialStuffing(Detector):
     """One client tries many accounts."""
 
     principals: Integer = Field(
-        10, ge=2, le=10000, description="Different accounts tried from which it holds."
+        10,
+        ge=2,
+        le=10000,
+        description=(
+            "Different accounts tried from which it holds, counted over the last 10 to 20 minutes whatever "
+            "the window."
+        ),
     )
     share: Score = Field(0.5, description="It holds only if at least this share of the attempts failed.")
 
@@ -53,12 +60,19 @@ class ObjectEnumeration(Detector):
     """One client walks through the objects of others (BOLA)."""
 
     objects: Integer = Field(
-        25, ge=2, le=10000, description=("Different object ids under the same route from which it holds.")
+        25,
+        ge=2,
+        le=10000,
+        description=(
+            "Object ids from which it holds: so many in even steps, 0.6 times as many different ones where "
+            "enough were refused (share), 1.6 times as many where the client asks for little else. Different "
+            "ones are counted over the last 10 to 20 minutes whatever the window."
+        ),
     )
     share: Score = Field(
         0.3,
         description=(
-            "It holds only if at least this share of the requests for them was refused or found nothing."
+            "The share of the requests for them that was refused or found nothing from which fewer suffice."
         ),
     )
 
@@ -71,10 +85,14 @@ class Scanning(Detector):
         600, alias="window", description="Length of the sliding window."
     )
     paths: Integer = Field(
-        20, ge=2, le=10000, description="Different paths answered with 4xx from which it holds."
+        20,
+        ge=2,
+        le=10000,
+        description="Requests answered 404 or 410, most of them for different paths, from which it holds.",
     )
     share: Score = Field(
-        0.5, description="It holds only if at least this share of the client's requests failed."
+        0.5,
+        description="It holds only if at least this share of the client's requests was answered so.",
     )
 
 

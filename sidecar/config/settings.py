@@ -57,7 +57,7 @@ class Service(Section):
 
     name: Name = Field(
         "outrider",
-        description="Name of the guarded service, as it stands in logs and metrics.",
+        description="Name of the guarded service, as it stands in the decision log.",
         examples=["orders-api"],
     )
     mode: Mode = Field(
@@ -70,11 +70,10 @@ class Service(Section):
     failure: Literal["open", "closed"] = Field(
         "open",
         description=(
-            "What becomes of a request that cannot be judged because something broke: open lets it pass, "
-            "closed "
-            "refuses it. Set Envoy's failure_mode_allow to match (true for open); a failure is always "
-            "reported to "
-            "Envoy as an error and never as a refusal, so Envoy's own setting has the last word."
+            "What is to become of a request that cannot be judged because something broke: open lets it "
+            "pass, closed refuses it. Envoy carries this out: set its failure_mode_allow to match (true for "
+            "open). Outrider reports a failure to Envoy as an error and never as a refusal; here the setting "
+            "is a statement, shown by outrider check and in the log."
         ),
     )
 
@@ -161,7 +160,7 @@ class Arena(Section):
         description=(
             "Most client entries (addresses and principals) remembered at once, a power of two, at most 1 "
             "KiB of memory "
-            "each. When full, the stalest entry gives way."
+            "each. When full, the entry with the fewest recent requests gives way."
         ),
     )
     events: PowerOfTwo = Field(
@@ -286,10 +285,11 @@ class Client(Section):
     )
     key_file: FilePath | None = Field(
         None,
+        json_schema_extra=RESTART,
         description=(
             "File with the secret (16 to 4096 bytes) that principals are hashed with; readable by Outrider "
             "only. "
-            "null draws a new key at every start. Secrets stand in files, never in this configuration; "
+            "null draws a key for each new arena. Secrets stand in files, never in this configuration; "
             "environment "
             "variables are not substituted."
         ),
@@ -370,9 +370,18 @@ class Thresholds(Section):
     tag: Score | None = Field(
         0.5, description="Pass on, with x-outrider-score and x-outrider-action for the upstream."
     )
-    throttle: Score | None = Field(0.8, description="Refuse for now: answers.throttle.")
+    throttle: Score | None = Field(
+        0.8,
+        description=(
+            "Refuse for now: answers.throttle. For scores of behaviour; a text between this and the next "
+            "threshold is tagged: slowing down doesn't make it harmless."
+        ),
+    )
     challenge: Score | None = Field(
-        None, description="Ask for proof that a person or a known client is calling."
+        None,
+        description=(
+            "Ask for proof that a person or a known client is calling. Not built yet: answered as a block."
+        ),
     )
     block: Score | None = Field(0.9, description="Refuse: answers.block.")
 
@@ -417,7 +426,7 @@ class Route(Section):
     the service's settings do."""
 
     name: Name = Field(
-        description="Its name in logs, metrics and decisions; each name once.", examples=["login"]
+        description="Its name in logs and decisions; each name once.", examples=["login"]
     )
     path: PathPattern = Field(
         description=(

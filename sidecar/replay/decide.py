@@ -8,6 +8,7 @@ from heapq import heappop, heappush
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sidecar.reasons import sentence
 from sidecar.records import RequestRecord
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class Decider:
         return decided
 
     def output(self, decided: Decided) -> dict[str, Any]:
-        """The decision record: the request's own id, time and client, and its route by name."""
+        """The decision record: the request's own id, time and client, its route by name, and each reason with
+        its sentence, as in the decision log."""
         out: dict[str, Any] = decided.verdict.record()
         record = decided.record
         if record.id is not None:
@@ -101,6 +103,7 @@ class Decider:
         route = out.get("route")
         if isinstance(route, int) and 0 <= route < len(self.routes):
             out["route"] = self.routes[route]
+        out["reasons"] = [{**reason, "text": sentence(reason, out)} for reason in out["reasons"]]
         return out
 
     def _deliver(self, now: float) -> None:

@@ -99,3 +99,5 @@ def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
     root.setLevel(level.upper())
     # asyncio's debug lines and gRPC's reports of clients that went away aren't events of ours
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # a line for every change in the configuration's folder feeds on itself where the log stands there too
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)

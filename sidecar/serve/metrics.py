@@ -37,7 +37,7 @@ SINGLES: dict[str, tuple[str, str]] = {
     "headers_dropped": ("outrider_headers_dropped", "Request headers beyond the limit, not looked at."),
     "no_models": ("outrider_decisions_without_models", "Decisions taken while no models were loaded."),
     "locks_stolen": ("outrider_locks_stolen", "Entries freed from a holder that died or slept."),
-    "held": ("outrider_held", "Requests refused because of an earlier detection."),
+    "held": ("outrider_held", "Requests of clients that an earlier detection still holds."),
 }
 
 
