@@ -3,7 +3,9 @@ OUTRIDER := .venv/bin/outrider
 PYTHON := .venv/bin/python
 DATA ?= $(or $(OUTRIDER_DATA),../shared/data)
 
-.PHONY: help setup run test lint bench default-models docs clean
+.PHONY: help setup run test lint fuzz bench default-models docs clean
+
+FUZZ_SECONDS ?= 600
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done
@@ -19,6 +21,13 @@ test: setup ## all tests
 
 lint: setup ## ruff, mypy and cython-lint
 	@.venv/bin/ruff check . && .venv/bin/mypy && .venv/bin/cython-lint native
+
+fuzz: setup ## the property and fuzz tests with new seeds for FUZZ_SECONDS (600); a failure prints its seed
+	@end=$$(($$(date +%s) + $(FUZZ_SECONDS))); seed=$$(date +%s); while [ $$(date +%s) -lt $$end ]; do \
+		seed=$$((seed + 1)); echo "seed $$seed"; \
+		$(PYTHON) -m pytest -q -x -p no:cacheprovider --hypothesis-seed=$$seed tests/test_extproc*.py tests/test_text*.py \
+			tests/test_engine.py tests/test_windows.py tests/test_policy.py tests/test_records*.py || exit 1; \
+	done
 
 bench: setup ## the request pipeline stage by stage, and detection on the measuring data
 	@$(PYTHON) -m bench.pipeline
