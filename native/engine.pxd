@@ -201,6 +201,26 @@ cdef inline void held(const ClientEntry *e, const Policy *p, int64_t t, Finding 
         found(f, &p.detector[e.held_kind], e.held_kind, e.held_reason, e.held_value, 1.0)
 
 
+cdef inline bint took_part(const Policy *p, const ClientEntry *by_address, ClientEntry *by_principal,
+                           uint64_t address_key, int kind, int64_t t) noexcept nogil:
+    """Does a finding on a principal concern this address? Anybody can send another's API key or the claims of a
+    token that nobody has verified: without this, failures in a victim's name would lock the victim out."""
+    cdef const Detector *d = &p.detector[kind]
+    cdef const Party *party
+    if address_key == 0:
+        return True                               # nothing else tells the bearers apart
+    if kind == DETECT_FLOOD:
+        return by_address == NULL or window_value(&by_address.window[d.window], d.window, Q_REQUESTS, t) >= 0.25 * d.count
+    party = party_of(by_principal, address_key)
+    if party == NULL:
+        return False
+    if kind == DETECT_ENUMERATION:
+        return party.walked >= 2 or party.faults >= 5 or party.objects >= (d.count if d.count < 255 else 255)
+    if kind == DETECT_SCANNING:
+        return party.faults >= 5
+    return party.logins >= 3 or party.faults >= 0.5 * d.count
+
+
 cdef inline float finding_score(const RoutePolicy *route, const Finding *f) noexcept nogil:
     """On the common scale: at least the threshold of the action asked for, below the next one's."""
     cdef float low, high = 1.0
@@ -245,19 +265,23 @@ cdef inline void write_event(Worker *w, const Request *r, const Decision *d) noe
     e.has_address = r.has_address
     memcpy(e.address, r.address, 16)
     n = r.method.n if r.method.n < 16 else 16
-    memcpy(e.method, r.method.p, n)
+    if n:
+        memcpy(e.method, r.method.p, n)
     e.method_n = <uint8_t>n
     n = r.path.n if r.path.n < 256 else 256
-    memcpy(e.path, r.path.p, n)
+    if n:
+        memcpy(e.path, r.path.p, n)
     e.path_n = <uint16_t>n
     n = r.authority.n if r.authority.n < 64 else 64
-    memcpy(e.authority, r.authority.p, n)
+    if n:
+        memcpy(e.authority, r.authority.p, n)
     e.authority_n = <uint16_t>n
     e.agent_n = 0
     for i in range(r.n_headers):
         if r.headers[i].name.n == 10 and memcmp(r.headers[i].name.p, b"user-agent", 10) == 0:
             n = r.headers[i].value.n if r.headers[i].value.n < 128 else 128
-            memcpy(e.agent, r.headers[i].value.p, n)
+            if n:
+                memcpy(e.agent, r.headers[i].value.p, n)
             e.agent_n = <uint16_t>n
             break
     event_publish(e, position)
@@ -362,11 +386,13 @@ cdef inline bint look_at_client(Worker *w, const Request *r, const Shape *shape,
         if fresh.reason:
             found(f, &w.policy.detector[fresh.kind], fresh.kind, fresh.reason, fresh.value, fresh.strength)
     if by_principal != NULL:
-        held(by_principal, &w.policy, r.time_us, f)
+        if r.client_key and shape.template_hash:
+            party_object(by_principal, r.client_key)
         memset(&fresh, 0, sizeof(fresh))
         detect(&w.policy, by_principal, r.time_us, True, &fresh)
         hold(by_principal, &w.policy, &fresh, r.time_us)
-        if fresh.reason:
+        held(by_principal, &w.policy, r.time_us, &fresh)
+        if fresh.reason and took_part(&w.policy, by_address, by_principal, r.client_key, fresh.kind, r.time_us):
             found(f, &w.policy.detector[fresh.kind], fresh.kind, fresh.reason, fresh.value, fresh.strength)
     e = by_principal if by_principal != NULL else by_address
     if e == NULL:
@@ -614,6 +640,8 @@ cdef inline void worker_respond(Worker *w, const Decision *d, int status, int64_
             if d.spare & TICKET_LOGIN and not d.spare & TICKET_STRICT_LOGIN and status >= 400:
                 entry_add(e, Q_LOGINS, 1)         # "auth", "token": only failures make it a login
             entry_response(e, time_us, status, d.spare & TICKET_LOGIN, d.spare & TICKET_OBJECT, ms)
+            if i == 1 and d.client_key:
+                party_answer(e, d.client_key, status, d.spare & TICKET_LOGIN)
         entry_unlock(e, mine)
 
 
