@@ -62,6 +62,7 @@ cdef inline bint worker_refresh(Worker *w) noexcept nogil:
         memcpy(&w.policy, &w.arena.policy[g & 1], sizeof(Policy))
         or_fence_acquire()
         if or_load64(&w.arena.head.policy_generation) == g and w.policy.generation == g:
+            policy_bound(&w.policy)
             w.policy_generation = g
             return True
         g = or_load64(&w.arena.head.policy_generation)
@@ -197,21 +198,23 @@ cdef inline void hold(ClientEntry *e, const Policy *p, const Finding *f, int64_t
 
 
 cdef inline void held(const ClientEntry *e, const Policy *p, int64_t t, Finding *f) noexcept nogil:
-    if e.held_until_us > t and e.held_until_us <= t + p.hold_us and e.held_kind < DETECTORS:
+    if (e.held_until_us > t and e.held_until_us <= t + p.hold_us and e.held_kind < DETECTORS
+            and e.held_action <= ACTION_BLOCK):
         found(f, &p.detector[e.held_kind], e.held_kind, e.held_reason, e.held_value, 1.0)
 
 
 cdef inline bint took_part(const Policy *p, const ClientEntry *by_address, ClientEntry *by_principal,
-                           uint64_t address_key, int kind, int64_t t) noexcept nogil:
+                           uint64_t bearer, int kind, int64_t t) noexcept nogil:
     """Does a finding on a principal concern this address? Anybody can send another's API key or the claims of a
     token that nobody has verified: without this, failures in a victim's name would lock the victim out."""
     cdef const Detector *d = &p.detector[kind]
     cdef const Party *party
-    if address_key == 0:
+    if bearer == 0:
         return True                               # nothing else tells the bearers apart
     if kind == DETECT_FLOOD:
-        return by_address == NULL or window_value(&by_address.window[d.window], d.window, Q_REQUESTS, t) >= 0.25 * d.count
-    party = party_of(by_principal, address_key)
+        return (by_address == NULL
+                or window_value(&by_address.window[d.window], d.window, Q_REQUESTS, t) >= 0.25 * d.count)
+    party = party_of(by_principal, bearer)
     if party == NULL:
         return False
     if kind == DETECT_ENUMERATION:
@@ -490,7 +493,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         if block == NULL and r.principal_key:
             block = block_find(w.arena, r.principal_key, r.time_us)
         if block != NULL:
-            d.action = block.action
+            d.action = block.action if block.action <= ACTION_BLOCK else ACTION_BLOCK
             d.score = 1
             add_reason(d, block.reason if block.reason else REASON_BLOCKED_ADDRESS,
                        <float>(block.expires_us - r.time_us) * 1e-6)
