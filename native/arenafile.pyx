@@ -100,7 +100,8 @@ cdef class ArenaFile:
                              f"{(room.f_bavail * room.f_frsize) >> 20} MiB free of "
                              f"{(room.f_blocks * room.f_frsize) >> 20} MiB (lower arena.clients, or give the "
                              "volume more memory)")
-        fresh = f"{path}.{os.getpid()}.new"
+        # not the pid alone: in a container every sidecar has the same, and one killed here left its file behind
+        fresh = f"{path}.{os.getpid()}-{secrets.token_hex(4)}.new"
         try:
             fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -385,7 +386,18 @@ cdef object number_of(float x):
     return None if isnan(x) else round(x, 6)
 
 
-cdef dict record_of_decision(const Decision *d):
+cdef dict record_of_decision(const Decision *given):
+    # a copy with its lengths bound: events lie in memory that others can write
+    cdef Decision bound = given[0]
+    cdef const Decision *d = &bound
+    bound.n_reasons = min(bound.n_reasons, REASONS_MAX)
+    bound.place_n = min(bound.place_n, PLACE_MAX)
+    bound.excerpt_n = min(bound.excerpt_n, EXCERPT_MAX)
+    bound.action = min(bound.action, ACTION_BLOCK)
+    bound.enforced = min(bound.enforced, ACTION_BLOCK)
+    bound.mode = min(bound.mode, MODE_ENFORCE)
+    bound.body_state = min(bound.body_state, BODY_PART)
+    bound.route = min(bound.route, ROUTES_MAX - 1)
     reasons = []
     for i in range(d.n_reasons):
         reasons.append({"code": d.reason[i], "name": or_reason_name(d.reason[i]).decode(),
@@ -412,8 +424,8 @@ cdef dict record_of_event(const Event *e):
     if e.has_address:
         ip = ipaddress.IPv6Address((<const char *>e.address)[:16])
         record["client"] = str(ip.ipv4_mapped or ip)
-    record["method"] = text_of(e.method, e.method_n)
-    record["path"] = text_of(e.path, e.path_n)
-    record["authority"] = text_of(e.authority, e.authority_n)
-    record["user_agent"] = text_of(e.agent, e.agent_n)
+    record["method"] = text_of(e.method, min(e.method_n, 16))
+    record["path"] = text_of(e.path, min(e.path_n, 256))
+    record["authority"] = text_of(e.authority, min(e.authority_n, 64))
+    record["user_agent"] = text_of(e.agent, min(e.agent_n, 128))
     return record

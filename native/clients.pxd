@@ -34,6 +34,8 @@ cdef enum:
     LOCK_SPINS = 400
     LOCK_STALE_MS = 50
     WORTH_HALF_LIFE_US = 600000000
+    CLOCK_BACK_US = 300000000    # a clock this far behind what was seen was set back; less is disorder
+    PARTIES = 8                  # addresses remembered per principal
 
 cdef enum:                       # WindowIndex
     WINDOW_1S = 0
@@ -73,6 +75,16 @@ cdef struct Sketch:
     uint64_t before[4]
 
 
+cdef struct Party:
+    # what was done in a principal's name from one address; the name is only a claim until the API has
+    # looked at it, so what others do with it must not be held against everybody who bears it
+    uint32_t address             # half of the address's key, 0: free
+    uint8_t logins               # failed
+    uint8_t faults               # answered 401, 403, 404 or 410 elsewhere
+    uint8_t walked               # ids a step from the one before
+    uint8_t objects              # requests that named an object
+
+
 cdef struct ClientEntry:
     uint32_t lock
     uint32_t worth_count         # requests as of worth_us, before halving
@@ -105,6 +117,7 @@ cdef struct ClientEntry:
     int64_t held_until_us
     uint16_t held_reason
     uint16_t spare[3]
+    Party party[8]               # of a principal; halved as the sketches turn
 
 
 cdef struct Bucket:
@@ -148,7 +161,8 @@ cdef inline void entry_unlock(ClientEntry *e, uint32_t mine) noexcept nogil:
 cdef inline float entry_worth(const ClientEntry *e, int64_t now_us) noexcept nogil:
     cdef int64_t idle = now_us - e.worth_us
     if idle <= 0:
-        return <float>e.worth_count
+        # from a clock that was ahead: nothing known, else such entries could never be evicted
+        return <float>e.worth_count if idle > -CLOCK_BACK_US else 0.0
     return <float>e.worth_count * exp2f(-<float>idle / <float>WORTH_HALF_LIFE_US)
 
 

@@ -63,6 +63,7 @@ cdef inline bint worker_refresh(Worker *w) noexcept nogil:
         memcpy(&w.policy, &w.arena.policy[g & 1], sizeof(Policy))
         or_fence_acquire()
         if or_load64(&w.arena.head.policy_generation) == g and w.policy.generation == g:
+            policy_bound(&w.policy)
             w.policy_generation = g
             return True
         g = or_load64(&w.arena.head.policy_generation)
@@ -202,10 +203,32 @@ cdef inline void hold(ClientEntry *e, const Policy *p, const Finding *f, int64_t
 
 cdef inline bint held(const ClientEntry *e, const Policy *p, int64_t t, Finding *f) noexcept nogil:
     """Is the client being refused for what was found earlier? A stage left out doesn't free it."""
-    if e.held_until_us <= t or e.held_until_us > t + p.hold_us or e.held_kind >= DETECTORS:
+    if (e.held_until_us <= t or e.held_until_us > t + p.hold_us or e.held_kind >= DETECTORS
+            or e.held_action > ACTION_BLOCK):
         return False
     found(f, &p.detector[e.held_kind], e.held_kind, e.held_reason, e.held_value, 1.0)
     return True
+
+
+cdef inline bint took_part(const Policy *p, const ClientEntry *by_address, ClientEntry *by_principal,
+                           uint64_t bearer, int kind, int64_t t) noexcept nogil:
+    """Does a finding on a principal concern this address? Anybody can send another's API key or the claims of a
+    token that nobody has verified: without this, failures in a victim's name would lock the victim out."""
+    cdef const Detector *d = &p.detector[kind]
+    cdef const Party *party
+    if bearer == 0:
+        return True                               # nothing else tells the bearers apart
+    if kind == DETECT_FLOOD:
+        return (by_address == NULL
+                or window_value(&by_address.window[d.window], d.window, Q_REQUESTS, t) >= 0.25 * d.count)
+    party = party_of(by_principal, bearer)
+    if party == NULL:
+        return False
+    if kind == DETECT_ENUMERATION:
+        return party.walked >= 2 or party.faults >= 5 or party.objects >= (d.count if d.count < 255 else 255)
+    if kind == DETECT_SCANNING:
+        return party.faults >= 5
+    return party.logins >= 3 or party.faults >= 0.5 * d.count
 
 
 cdef inline float finding_score(const RoutePolicy *route, const Finding *f) noexcept nogil:
@@ -252,19 +275,23 @@ cdef inline void write_event(Worker *w, const Request *r, const Decision *d) noe
     e.has_address = r.has_address
     memcpy(e.address, r.address, 16)
     n = r.method.n if r.method.n < 16 else 16
-    memcpy(e.method, r.method.p, n)
+    if n:
+        memcpy(e.method, r.method.p, n)
     e.method_n = <uint8_t>n
     n = r.path.n if r.path.n < 256 else 256
-    memcpy(e.path, r.path.p, n)
+    if n:
+        memcpy(e.path, r.path.p, n)
     e.path_n = <uint16_t>n
     n = r.authority.n if r.authority.n < 64 else 64
-    memcpy(e.authority, r.authority.p, n)
+    if n:
+        memcpy(e.authority, r.authority.p, n)
     e.authority_n = <uint16_t>n
     e.agent_n = 0
     for i in range(r.n_headers):
         if r.headers[i].name.n == 10 and memcmp(r.headers[i].name.p, b"user-agent", 10) == 0:
             n = r.headers[i].value.n if r.headers[i].value.n < 128 else 128
-            memcpy(e.agent, r.headers[i].value.p, n)
+            if n:
+                memcpy(e.agent, r.headers[i].value.p, n)
             e.agent_n = <uint16_t>n
             break
     event_publish(e, position)
@@ -371,7 +398,7 @@ cdef inline bint look_at_client(Worker *w, const Request *r, const Shape *shape,
         memset(&fresh, 0, sizeof(fresh))
         detect(&w.policy, by_principal, r.time_us, True, &fresh)
         hold(by_principal, &w.policy, &fresh, r.time_us)
-        if fresh.reason:
+        if fresh.reason and took_part(&w.policy, by_address, by_principal, r.client_key, fresh.kind, r.time_us):
             found(f, &w.policy.detector[fresh.kind], fresh.kind, fresh.reason, fresh.value, fresh.strength)
     e = by_principal if by_principal != NULL else by_address
     if e == NULL:
@@ -426,13 +453,14 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     cdef ClientEntry *by_principal = NULL
     cdef uint32_t lock_address = 0, lock_principal = 0, todo, skip, bytes
     cdef Shape shape
-    cdef Finding f
+    cdef Finding f, claim
     cdef float unusual = 0, xgboost = NAN, forest = NAN
     cdef int at, action
     cdef bint allow_listed = False, has_row, is_held, hurried
 
     memset(d, 0, sizeof(Decision))
     memset(&f, 0, sizeof(f))
+    memset(&claim, 0, sizeof(claim))
     d.raw_linear = d.raw_xgboost = d.raw_forest = d.raw_isolation = NAN
     d.id = or_add64(&w.arena.head.next_id, 1)
     d.time_us = r.time_us
@@ -470,7 +498,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         if block == NULL and r.principal_key:
             block = block_find(w.arena, r.principal_key, r.time_us)
         if block != NULL:
-            d.action = block.action
+            d.action = block.action if block.action <= ACTION_BLOCK else ACTION_BLOCK
             d.score = 1
             add_reason(d, block.reason if block.reason else REASON_BLOCKED_ADDRESS,
                        <float>(block.expires_us - r.time_us) * 1e-6)
@@ -495,6 +523,8 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         by_principal = take_client(w, r.principal_key, r.time_us, &d.principal_slot, &lock_principal)
         if by_principal != NULL:
             entry_request(by_principal, &shape, r.time_us, 0)
+            if r.client_key and shape.template_hash:
+                party_object(by_principal, r.client_key)
     now = stage_done(w, d, STAGE_CLIENT, now)
 
     # 4. numeric side
@@ -509,7 +539,9 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     skip = plan_skips(w, todo, now, deadline, bytes) if hurried else 0
     has_row = False
     is_held = by_address != NULL and held(by_address, &w.policy, r.time_us, &f)
-    if by_principal != NULL and held(by_principal, &w.policy, r.time_us, &f):
+    if (by_principal != NULL and held(by_principal, &w.policy, r.time_us, &claim)
+            and took_part(&w.policy, by_address, by_principal, r.client_key, claim.kind, r.time_us)):
+        found(&f, &w.policy.detector[claim.kind], claim.kind, claim.reason, claim.value, claim.strength)
         is_held = True
     if is_held:
         count(w, COUNT_HELD, 1)
@@ -632,6 +664,8 @@ cdef inline void worker_respond(Worker *w, const Decision *d, int status, int64_
             if d.spare & TICKET_LOGIN and not d.spare & TICKET_STRICT_LOGIN and status >= 400:
                 entry_add(e, Q_LOGINS, 1)         # "auth", "token": only failures make it a login
             entry_response(e, time_us, status, d.spare & TICKET_LOGIN, d.spare & TICKET_OBJECT, ms)
+            if i == 1 and d.client_key:
+                party_answer(e, d.client_key, status, d.spare & TICKET_LOGIN)
         entry_unlock(e, mine)
 
 

@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from native.base cimport Request, Slice, lower
-from native.text cimport TextPolicy
+from native.text cimport TEXT_HEADERS_MAX, TextPolicy
 
 cdef enum:
     ROUTES_MAX = 256             # the service's default (index 0) and 255 of the operator's
@@ -143,6 +143,29 @@ cdef inline uint32_t method_bit(Slice m) noexcept nogil:
     elif m.n == 7 and memcmp(m.p, b"OPTIONS", 7) == 0:
         return METHOD_OPTIONS
     return METHOD_OTHER
+
+
+cdef inline void policy_bound(Policy *p) noexcept nogil:
+    """Every count and length within its array, whatever stood in the file."""
+    cdef uint32_t i, j
+    p.n_routes = min(p.n_routes, <uint32_t>ROUTES_MAX)
+    p.n_ranges = min(p.n_ranges, <uint32_t>RANGES_MAX)
+    p.n_principals = min(p.n_principals, <uint32_t>PRINCIPALS_MAX)
+    p.n_skip = min(p.n_skip, <uint8_t>6)
+    p.address_header_n = min(p.address_header_n, <uint8_t>NAME_MAX)
+    p.block_type_n = min(p.block_type_n, <uint16_t>sizeof(p.block_type))
+    p.block_body_n = min(p.block_body_n, <uint16_t>sizeof(p.block_body))
+    p.text.n_headers = min(p.text.n_headers, <uint32_t>TEXT_HEADERS_MAX)
+    for i in range(PRINCIPALS_MAX):
+        p.principal[i].name_n = min(p.principal[i].name_n, <uint8_t>NAME_MAX)
+        p.principal[i].claim_n = min(p.principal[i].claim_n, <uint8_t>NAME_MAX)
+    for i in range(DETECTORS):
+        p.detector[i].window = min(p.detector[i].window, <uint8_t>4)
+        p.detector[i].action = min(p.detector[i].action, <uint8_t>4)
+    for i in range(ROUTES_MAX):
+        p.route[i].path_n = min(p.route[i].path_n, <uint16_t>ROUTE_PATH_MAX)
+    for j in range(p.n_ranges):
+        p.range[j].action = min(p.range[j].action, <uint8_t>4)
 
 
 cdef inline bint path_matches(const RoutePolicy *r, Slice path) noexcept nogil:

@@ -95,6 +95,67 @@ cdef inline bint pair_like(const uint8_t *p, uint32_t n) noexcept nogil:
     return 0 < i < n and p[i] == c'='
 
 
+cdef inline uint32_t wide_text(const uint8_t *p, uint32_t n, uint8_t *dst) noexcept nogil:
+    """UTF-16 or UTF-32, told by its mark or by the NULs beside its first letters, as UTF-8 in dst (n + n/2
+    bytes); 0 where it is neither. What ends in half a letter loses that half."""
+    cdef uint32_t i, k = 0, step, low, c
+    if n < 8:
+        return 0
+    if p[0] and not (p[1] or p[2] or p[3] or p[5]):
+        step, low = 4, 0
+    elif not (p[0] or p[1] or p[2]) and p[3]:
+        step, low = 4, 3
+    elif (p[0] == 0xff and p[1] == 0xfe and p[2] == 0 and p[3] == 0):
+        step, low = 4, 0
+    elif (p[0] == 0xff and p[1] == 0xfe) or (p[0] and not p[1] and p[2] and not p[3]):
+        step, low = 2, 0
+    elif (p[0] == 0xfe and p[1] == 0xff) or (not p[0] and p[1] and not p[2] and p[3]):
+        step, low = 2, 1
+    else:
+        return 0
+    i = 0
+    while i + step <= n:
+        if step == 2:
+            c = p[i] | <uint32_t>p[i + 1] << 8 if low == 0 else <uint32_t>p[i] << 8 | p[i + 1]
+        elif low == 0:
+            c = p[i] | <uint32_t>p[i + 1] << 8 | <uint32_t>p[i + 2] << 16
+        else:
+            c = <uint32_t>p[i + 1] << 16 | <uint32_t>p[i + 2] << 8 | p[i + 3]
+        i += step
+        if c == 0xfeff:
+            continue
+        if c < 0x80:
+            dst[k] = <uint8_t>c
+            k += 1
+        elif c < 0x800:
+            dst[k] = <uint8_t>(0xc0 | c >> 6)
+            dst[k + 1] = <uint8_t>(0x80 | (c & 63))
+            k += 2
+        else:
+            # half a surrogate pair too, and what lies beyond 16 bits: letters that no payload is made of
+            dst[k] = <uint8_t>(0xe0 | (c >> 12 & 15))
+            dst[k + 1] = <uint8_t>(0x80 | (c >> 6 & 63))
+            dst[k + 2] = <uint8_t>(0x80 | (c & 63))
+            k += 3
+    return k
+
+
+cdef inline bint has_boundary(const uint8_t *p, uint32_t n, Slice mark) noexcept nogil:
+    """Does the body have a part after this boundary, at the begin of a line?"""
+    cdef uint32_t i = 0
+    cdef const uint8_t *found
+    if mark.n == 0:
+        return False
+    while i + mark.n + 2 <= n:
+        if p[i] == c'-' and p[i + 1] == c'-' and memcmp(p + i + 2, mark.p, mark.n) == 0:
+            return True
+        found = <const uint8_t *>memchr(p + i, c'\n', n - i)
+        if found == NULL:
+            return False
+        i = <uint32_t>(found - p) + 1
+    return False
+
+
 cdef inline void walk_body(TextScratch *s, const uint8_t *p, uint32_t n, Slice type) noexcept nogil:
     """Take a body apart by its content type, or by its look where that says nothing."""
     cdef uint32_t i = 0, k = 0
@@ -104,11 +165,23 @@ cdef inline void walk_body(TextScratch *s, const uint8_t *p, uint32_t n, Slice t
         n = s.policy.body_bytes_max
         s.cut = 1
     s.place_n = 0
+    if s.nest == 0 and n + n // 2 <= pool_room(s):
+        k = wide_text(p, n, s.pool + s.pool_n)
+        if k:
+            s.nest += 1
+            i = s.pool_n
+            s.pool_n += k
+            walk_body(s, s.pool + i, k, type)
+            s.pool_n = i
+            s.nest -= 1
+            return
     if type.n > 19 and same_nocase(<const uint8_t *>type.p, "multipart/", 10):
-        place_text(s, <const uint8_t *>"form", 4)
         mark = parameter(<const uint8_t *>type.p, type.n, "boundary=", 9)
-        walk_multipart(s, p, n, mark)
-        return
+        # one that never occurs hides the parts from whoever believes it: then the body speaks for itself
+        if has_boundary(p, n, mark) or not (n > 2 and p[0] == c'-' and p[1] == c'-'):
+            place_text(s, <const uint8_t *>"form", 4)
+            walk_multipart(s, p, n, mark)
+            return
     while i < n and (or_value_class[p[i]] & 8 or p[i] == 0xef or p[i] == 0xbb or p[i] == 0xbf):
         i += 1
     p += i

@@ -230,9 +230,12 @@ cdef inline void ewma(float *mean, float *var, float x, float alpha) noexcept no
 
 
 cdef inline void entry_roll(ClientEntry *e, int64_t t) noexcept nogil:
-    """Bring windows and sketches to time t (us); fold full minutes into the client's history."""
+    """Bring windows and sketches to time t (us); fold full minutes into the client's history. Where the clock
+    was set back, begin anew: windows of a time to come would only ever fill."""
     cdef int i, _i, k
     cdef int64_t epoch, minutes, passed
+    if t < e.last_us - CLOCK_BACK_US:
+        entry_reset(e, t)
     minutes = t // or_window_us[WINDOW_60S]
     passed = minutes - e.window[WINDOW_60S].epoch
     if passed > 0 and e.requests:
@@ -255,6 +258,63 @@ cdef inline void entry_roll(ClientEntry *e, int64_t t) noexcept nogil:
         e.attacked[1] = e.attacked[0] if epoch == e.sketch_epoch + 1 else 0
         e.attacked[0] = 0
         e.sketch_epoch = epoch
+        for i in range(PARTIES):
+            e.party[i].logins >>= 1
+            e.party[i].faults >>= 1
+            e.party[i].walked >>= 1
+            e.party[i].objects >>= 1
+
+
+cdef inline Party *party_of(ClientEntry *e, uint64_t address_key) noexcept nogil:
+    """The place of an address among those that bear this principal, or NULL."""
+    cdef uint32_t tag = <uint32_t>(address_key >> 32) | 1
+    cdef int i
+    for i in range(PARTIES):
+        if e.party[i].address == tag:
+            return &e.party[i]
+    return NULL
+
+
+cdef inline Party *party_take(ClientEntry *e, uint64_t address_key) noexcept nogil:
+    """The same, given one where it has none: the least of the others gives way."""
+    cdef Party *p = party_of(e, address_key)
+    cdef uint32_t weight, least = 0
+    cdef int i
+    if p != NULL:
+        return p
+    for i in range(PARTIES):
+        weight = (e.party[i].objects + 16 * (<uint32_t>e.party[i].logins + e.party[i].faults + e.party[i].walked)
+                  if e.party[i].address else 0)
+        if p == NULL or weight < least:
+            p = &e.party[i]
+            least = weight
+    memset(p, 0, sizeof(Party))
+    p.address = <uint32_t>(address_key >> 32) | 1
+    return p
+
+
+cdef inline void party_object(ClientEntry *e, uint64_t address_key) noexcept nogil:
+    """The principal's entry has just counted a request that names an object: note who sent it."""
+    cdef Party *p = party_take(e, address_key)
+    if p.objects < 255:
+        p.objects += 1
+    if e.step_run and p.walked < 250:
+        # a long walk that goes on from ever new addresses: this very request is part of it
+        p.walked += 2 if e.step_run > 8 else 1
+
+
+cdef inline void party_answer(ClientEntry *e, uint64_t address_key, int status, bint login) noexcept nogil:
+    """Note a failure, as the detectors count them."""
+    cdef Party *p
+    cdef bint refused = status == 401 or status == 403
+    if login and (refused or status == 400 or status == 422 or status == 423 or status == 429):
+        p = party_take(e, address_key)
+        if p.logins < 255:
+            p.logins += 1
+    elif refused or status == 404 or status == 410:
+        p = party_take(e, address_key)
+        if p.faults < 255:
+            p.faults += 1
 
 
 cdef inline void entry_add(ClientEntry *e, int q, float x) noexcept nogil:

@@ -2,7 +2,9 @@
 kept up to date."""
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import glob
 import hashlib
 import logging
 import os
@@ -96,6 +98,10 @@ def open_arena(settings: Settings) -> ArenaFile:
     path = Path(settings.arena.path)
     key = hash_key(settings)
     wanted = settings.arena
+    # we hold the lock: whoever was making an arena here was killed at it, and memory is dear
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.new"):
+        with contextlib.suppress(OSError):
+            left.unlink()
     if path.exists():
         try:
             arena = ArenaFile.open(path)
