@@ -255,8 +255,9 @@ cdef class ArenaFile:
         """The key under which a client's address (or any other name) is known here."""
         return key_of_client(&self.arena, client)
 
-    def block(self, uint64_t key, double seconds, action="block", reason=48):
-        """Refuse the client with this key for so long. Raises ArenaError when there is no room."""
+    def block(self, uint64_t key, double seconds, action="block", reason=0):
+        """Refuse the client with this key for so long. reason: a code of native/reasons.pxd, 0 for the plain one.
+        Raises ArenaError when there is no room."""
         cdef int64_t now = or_unix_us()
         if block_put(&self.arena, key, now + <int64_t>(seconds * 1e6), ACTIONS.index(action), reason, now) != 0:
             raise ArenaError("the blocklist is full around this key (raise arena.blocklist)")

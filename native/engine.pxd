@@ -500,7 +500,8 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         if block != NULL:
             d.action = block.action if block.action <= ACTION_BLOCK else ACTION_BLOCK
             d.score = 1
-            add_reason(d, block.reason if block.reason else REASON_BLOCKED_ADDRESS,
+            add_reason(d, block.reason if block.reason else
+                       REASON_BLOCKED_ADDRESS if block.key == r.client_key else REASON_BLOCKED_PRINCIPAL,
                        <float>(block.expires_us - r.time_us) * 1e-6)
     now = stage_done(w, d, STAGE_BLOCKLIST, start)
     if d.action == ACTION_ALLOW and route.exempt:

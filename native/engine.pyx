@@ -237,6 +237,7 @@ cdef class Engine:
         cdef Verdict v = Verdict()
         cdef bytes m = as_bytes(method), u = as_bytes(url), b = None, name, value
         cdef int n = 0, at
+        cdef BodyPlan plan
         cdef float[::1] row
         memset(&r, 0, sizeof(Request))
         if b"://" in u[:12]:
@@ -279,10 +280,14 @@ cdef class Engine:
         r.n_headers = n
         if body is not None and len(body):
             b = as_bytes(body)
-            r.body.p = b
-            r.body.n = <uint32_t>len(b)
+            # what a proxy would have been asked for: nothing, or so much of it
+            memset(&plan, 0, sizeof(plan))
+            host_plan(self.worker, &r, &plan)
             r.body_bytes = len(b)
-            r.body_state = BODY_WHOLE
+            if plan.mode != ROUTE_BODY_NONE and plan.limit_bytes:
+                r.body.p = b
+                r.body.n = <uint32_t>min(len(b), plan.limit_bytes)
+                r.body_state = BODY_WHOLE if r.body.n == len(b) else BODY_PART
         if client is not None:
             if parse_client(client, r.address):
                 r.has_address = 1

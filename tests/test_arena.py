@@ -189,6 +189,7 @@ def test_blocklist_expires_and_can_be_undone(path: Path) -> None:
     assert key != arena.client_key("2001:db8:0:1::1")
     arena.block(key, 3600, "throttle")
     assert engine.decide("GET", "/", client="2001:db8::2").action == "throttle"
+    assert engine.decide("GET", "/", client="2001:db8::2").reasons == ["blocked_address"]
     assert engine.decide("GET", "/", client="2001:db8::2", ts=4e9).action == "allow"
     assert arena.unblock(key)
     assert not arena.unblock(key)

@@ -156,3 +156,21 @@ def test_ranges_mean_what_the_lists_say(allow: list, block: list, data: st.DataO
 def test_defaults_compile() -> None:
     core = open_core(Settings(), private=True, load_models=False)
     assert core.engine().decide("GET", "/", client="192.0.2.1").action == "allow"
+
+
+def test_bodies_offline_are_what_a_proxy_would_have_sent() -> None:
+    core = core_of(
+        "text: {body: 32B}\nroutes:\n  - {name: none, path: /none, body: none}\n  - {name: short, path: /short, body_limit: 8B}\n"
+    )
+    engine = core.engine()
+
+    def body(path: str, n: int) -> tuple[str, list[str]]:
+        verdict = engine.decide("POST", path, [("content-type", "text/plain")], b"x" * n, client="192.0.2.1")
+        return verdict.record()["body"], verdict.reasons
+
+    assert body("/none", 100) == ("none", [])
+    assert body("/short", 8) == ("whole", [])
+    assert body("/short", 9) == ("part", ["body_part"])
+    assert body("/", 32) == ("whole", [])
+    assert body("/", 100_000) == ("part", ["body_part"])
+    assert core.arena.counters()["bodies_in_part"] == 2
