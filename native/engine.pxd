@@ -163,8 +163,10 @@ cdef inline void detect(const Policy *p, const ClientEntry *e, int64_t t, bint p
             found(f, d, DETECT_BRUTE_FORCE, REASON_BRUTE_FORCE, fails, fails / d.count)
         elif e.fail_streak >= 1.5 * d.count:
             found(f, d, DETECT_BRUTE_FORCE, REASON_BRUTE_FORCE, e.fail_streak, e.fail_streak / (1.5 * d.count))
-        elif logins >= 2 * d.count and logins >= d.share * requests:
-            # the API answers failed logins with 200: only their number speaks
+        elif (logins >= 2 * d.count and logins >= d.share * requests
+              and sketch_count(&e.sketch[SKETCH_IDENTITIES]) <= 3.5):
+            # the API answers failed logins with 200: only their number speaks, and that it is always the
+            # same account (a gateway logs in many)
             found(f, d, DETECT_BRUTE_FORCE, REASON_BRUTE_FORCE, logins, logins / (2 * d.count))
         else:
             n = window_value(&e.window[w], w, Q_DENIED, t)
@@ -456,7 +458,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     cdef Finding f, claim
     cdef float unusual = 0, xgboost = NAN, forest = NAN
     cdef int at, action
-    cdef bint allow_listed = False, has_row, is_held, hurried
+    cdef bint allow_listed = False, has_row, is_held, is_cut = False, hurried
 
     memset(d, 0, sizeof(Decision))
     memset(&f, 0, sizeof(f))
@@ -573,6 +575,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         w.text_ns_per_byte += 0.05 * (<float>d.stage_ns[STAGE_TEXT] / <float>(bytes + 1) - w.text_ns_per_byte)
         if w.found.cut:
             count(w, COUNT_TEXT_CUT, 1)
+            is_cut = True
         if w.found.overrun:
             d.skipped |= 1 << STAGE_TEXT
         todo = (1 << STAGE_XGBOOST) | (1 << STAGE_FOREST)
@@ -636,6 +639,8 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     if r.body_state == BODY_PART:
         count(w, COUNT_BODY_PART, 1)
         add_reason(d, REASON_BODY_PART, <float>r.body_bytes)
+    if is_cut:
+        add_reason(d, REASON_TEXT_CUT, w.found.n_values)
     if r.headers_dropped:
         count(w, COUNT_HEADERS_DROPPED, 1)
     # neither clearly one thing nor the other: for the judge

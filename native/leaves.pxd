@@ -264,14 +264,38 @@ cdef inline void score_name(TextScratch *s, const uint8_t *p, uint32_t n, bint p
         score_value(s, p, n, KIND_KEY, plus)
 
 
-cdef inline void note_login(TextScratch *s, const uint8_t *k, uint32_t kn, const uint8_t *p,
+cdef inline bint random_password(const uint8_t *p, uint32_t n) noexcept nogil:
+    """Looks like a generated password: short, no blank, no comment, no word of four letters in one case. Such
+    strings are full of quotes and brackets, and whoever has one must be able to log in."""
+    cdef uint32_t i, run = 0
+    cdef uint8_t c, case_ = 0, now
+    if n > 64:
+        return False
+    for i in range(n):
+        c = p[i]
+        if c <= 32 or (c == c'/' and i + 1 < n and p[i + 1] == c'*'):
+            return False
+        if c == c'%' and i + 2 < n and p[i + 1] == c'2' and p[i + 2] == c'0':
+            return False
+        now = 1 if 97 <= c <= 122 else 2 if 65 <= c <= 90 else 0
+        run = run + 1 if now and now == case_ else 1
+        case_ = now
+        if now and run >= 4:
+            return False
+    return True
+
+
+cdef inline bint note_login(TextScratch *s, const uint8_t *k, uint32_t kn, const uint8_t *p,
                             uint32_t n) noexcept nogil:
-    """Remember the user name of a login form: a member named like one, beside a password."""
+    """Remember the user name of a login form: a member named like one, beside a password. True where the
+    value is a password that need not be read."""
     cdef int f = or_login_field(k, kn)
     if f == 2:
         s.has_password = 1
-    elif f == 1 and n and s.login == 0:
+        return random_password(p, n)
+    if f == 1 and n and s.login == 0:
         s.login = mix64(text_name_hash(<const char *>p, n if n < 256 else 256)) | 1
+    return False
 
 
 cdef inline uint32_t pool_room(const TextScratch *s) noexcept nogil:
@@ -340,9 +364,8 @@ cdef inline void walk_pairs(TextScratch *s, const uint8_t *p, uint32_t n, uint8_
             else:
                 k = place_member(s, p + i, e - i)
                 score_name(s, p + i, e - i, True)
-                if login:
-                    note_login(s, p + i, e - i, p + e + 1, j - e - 1)
-                leaf(s, p + e + 1, j - e - 1, kind, True)
+                if not (login and note_login(s, p + i, e - i, p + e + 1, j - e - 1)):
+                    leaf(s, p + e + 1, j - e - 1, kind, True)
                 s.place_n = k
         i = j + 1
 
@@ -404,8 +427,9 @@ cdef inline void json_string(TextScratch *s, const uint8_t *p, uint32_t n, bint 
         k = unescape_json(p, n, s.pool + mark)
         p = s.pool + mark
         s.pool_n += k
-    note_login(s, key, key_n, p, k)
-    if key_n == 5 and memcmp(key, "query", 5) == 0 and graphql_like(p, k):
+    if note_login(s, key, key_n, p, k):
+        pass
+    elif key_n == 5 and memcmp(key, "query", 5) == 0 and graphql_like(p, k):
         walk_graphql(s, p, k)
     else:
         leaf(s, p, k, KIND_JSON, False)

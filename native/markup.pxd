@@ -293,8 +293,7 @@ cdef inline void walk_multipart(TextScratch *s, const uint8_t *p, uint32_t n, Sl
             if file.n or k > e:
                 score_value(s, p + e, k - e if k - e < 1024 else 1024, KIND_FILE, False)
         else:
-            if name.p != NULL:
-                note_login(s, <const uint8_t *>name.p, name.n, p + e, k - e)
-            leaf(s, p + e, k - e, KIND_FORM, False)
+            if name.p == NULL or not note_login(s, <const uint8_t *>name.p, name.n, p + e, k - e):
+                leaf(s, p + e, k - e, KIND_FORM, False)
         s.place_n = line
         i = j

@@ -34,19 +34,20 @@ cdef enum Reason:
     # circumstances
     REASON_EXEMPT_ROUTE = 56
     REASON_BODY_PART = 57            # decided on the first part of the body
-    REASONS = 58
+    REASON_TEXT_CUT = 58             # more values or text than the limits allow: read in part
+    REASONS = 59
 
 cdef extern from *:
     """
-    static const char *or_reason_names[58] = {
+    static const char *or_reason_names[59] = {
         "none", "suspicious_text", "sql_injection", "cross_site_scripting", "path_traversal",
         "command_injection", "code_injection", "xml_injection", "ldap_injection",
         "nosql_injection", "header_injection", "server_side_request",
         [32] = "brute_force", "credential_stuffing", "object_enumeration", "scanning",
         "request_flood", "unusual_behaviour", "repeated_attacks",
         [48] = "blocked_address", "blocked_principal", "blocked_range", "allow_listed",
-        [56] = "exempt_route", "body_part"};
+        [56] = "exempt_route", "body_part", "text_cut"};
     static inline const char *or_reason_name(unsigned c) {
-        return c < 58 && or_reason_names[c] ? or_reason_names[c] : "unknown"; }
+        return c < 59 && or_reason_names[c] ? or_reason_names[c] : "unknown"; }
     """
     const char *or_reason_name(unsigned code) noexcept nogil

@@ -30,6 +30,7 @@ _SENTENCES = {
     "blocked_range": "is in an address range that the configuration blocks",
     "allow_listed": "would have been refused, but is on the allow list",
     "exempt_route": "the route is exempt",
+    "text_cut": "read in part: its text goes beyond text.values or text.windows ({value:.0f} values read)",
     "body_part": "decided on the first part of a body of {value:.0f} bytes or more",
 }
 

@@ -1,6 +1,9 @@
 """Decisions: detectors, holds, budgets, modes, both halves."""
 from __future__ import annotations
 
+import json
+from urllib.parse import urlencode
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -197,3 +200,46 @@ def test_secrets_stay_out_of_records(headers: list, body: str | None, place: str
     assert record["excerpt"] == ""
     shown = engine.decide("GET", "/x?q=' or 1=1 union select password from users--", client="192.0.2.1").record()
     assert "union" in shown["excerpt"]
+
+
+PASSWORD = "x;'\"<>%&|$(q)#7Kp\\{]"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/json", json.dumps({"user": "ada", "password": PASSWORD})),
+        ("application/x-www-form-urlencoded", urlencode({"user": "ada", "password": PASSWORD})),
+    ],
+)
+def test_a_generated_password_is_not_an_attack(kind: str, body: str) -> None:
+    engine = open_core(Settings(), private=True).engine()
+    assert engine.decide("POST", "/login", [("content-type", kind)], body, client="192.0.2.1").action == "allow"
+    elsewhere = engine.decide("POST", "/login", [("content-type", kind)], body.replace("password", "note"))
+    assert elsewhere.action != "allow"
+
+
+def test_an_attack_in_a_password_is_still_one() -> None:
+    engine = open_core(Settings(), private=True).engine()
+    for payload in ("' union select password from users--", "<script>alert(1)</script>", "x'/**/or/**/1=1--"):
+        body = json.dumps({"user": "ada", "password": payload})
+        verdict = engine.decide("POST", "/login", [("content-type", "application/json")], body)
+        assert verdict.action == "block", payload
+
+
+def test_a_gateway_that_logs_many_in_is_not_guessing() -> None:
+    engine = open_core(Settings(), private=True).engine()
+    for i in range(200):
+        body = json.dumps({"username": f"user{i}", "password": "Correct1!"})
+        verdict = engine.decide(
+            "POST", "/login", [("content-type", "application/json")], body, client="192.0.2.1", ts=1000.0 + i / 4
+        )
+        assert verdict.action in ("allow", "tag"), (i, verdict)  # many names at once are unusual
+        engine.respond(verdict, 200, 20.0, ts=1000.01 + i / 4)
+
+
+def test_a_request_that_was_read_in_part_says_so() -> None:
+    engine = open_core(loads("text: {values: 10}", "test"), private=True).engine()
+    many = "&".join(f"k{i}=value{i}" for i in range(50))
+    assert engine.decide("GET", f"/x?{many}").reasons == ["text_cut"]
+    assert engine.decide("GET", "/x?a=b").reasons == []

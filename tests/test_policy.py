@@ -160,7 +160,8 @@ def test_defaults_compile() -> None:
 
 def test_bodies_offline_are_what_a_proxy_would_have_sent() -> None:
     core = core_of(
-        "text: {body: 32B}\nroutes:\n  - {name: none, path: /none, body: none}\n  - {name: short, path: /short, body_limit: 8B}\n"
+        "text: {body: 32B}\nroutes:\n  - {name: none, path: /none, body: none}\n"
+        "  - {name: short, path: /short, body_limit: 8B}\n"
     )
     engine = core.engine()
 

@@ -179,6 +179,8 @@ def test_json_leaves_and_their_places(doc: dict[str, Any], escaped: bool) -> Non
         if place.startswith("json") and (place, window) not in got:
             got.append((place, window))
     for place, text in ref.json_leaves(doc):
+        if text[0] in "[{":
+            continue  # may be a document of its own: tests/test_text_values.py
         folded = ref.fold(ref.decode_all(text.encode("utf-8", "surrogatepass")))
         number = text.replace(".", "", 1).removeprefix("-")
         if not all(c in "0123456789" for c in number) and ref.decode(text.encode()) == text.encode():
