@@ -20,7 +20,7 @@ test: setup ## all tests
 	@$(PYTHON) -m pytest -q
 
 lint: setup ## ruff, mypy and cython-lint
-	@.venv/bin/ruff check . && .venv/bin/mypy && .venv/bin/cython-lint native
+	@PATH="$$PWD/.venv/bin:$$PATH" sh -c "ruff check . && mypy && cython-lint native"
 
 fuzz: setup ## the property and fuzz tests with new seeds for FUZZ_SECONDS (600); a failure prints its seed
 	@end=$$(($$(date +%s) + $(FUZZ_SECONDS))); seed=$$(date +%s); while [ $$(date +%s) -lt $$end ]; do \
