@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 from native.arena cimport *
 from native.base cimport *
 from native.clients cimport *
-from native.identity cimport TOKEN_MAX, address_key, principal_of
+from native.identity cimport TOKEN_MAX, address_key, header_value, principal_of
 from native.models cimport (
     ModelSet, TreeScratch, models_behaviour_score, models_text_score, tree_predict, tree_predict_text)
 from native.policy cimport *
@@ -116,6 +116,10 @@ cdef inline void found(Finding *f, const Detector *d, int kind, int reason, floa
     f.reason = <uint16_t>reason
     f.value = value
     f.strength = strength
+
+
+cdef inline void found_too(Finding *f, const Policy *p, const Finding *other) noexcept nogil:
+    found(f, &p.detector[other.kind], other.kind, other.reason, other.value, other.strength)
 
 
 cdef inline void detect(const Policy *p, const ClientEntry *e, int64_t t, bint principal, Finding *f) noexcept nogil:
@@ -267,7 +271,8 @@ cdef inline void add_reason(Decision *d, int reason, float value) noexcept nogil
 
 cdef inline void write_event(Worker *w, const Request *r, const Decision *d) noexcept nogil:
     cdef uint64_t position
-    cdef uint32_t i, n
+    cdef uint32_t n
+    cdef Slice agent
     cdef Event *e = event_claim(w.arena, &position)
     if e == NULL:
         count(w, COUNT_EVENTS_DROPPED, 1)
@@ -288,14 +293,11 @@ cdef inline void write_event(Worker *w, const Request *r, const Decision *d) noe
     if n:
         memcpy(e.authority, r.authority.p, n)
     e.authority_n = <uint16_t>n
-    e.agent_n = 0
-    for i in range(r.n_headers):
-        if r.headers[i].name.n == 10 and memcmp(r.headers[i].name.p, b"user-agent", 10) == 0:
-            n = r.headers[i].value.n if r.headers[i].value.n < 128 else 128
-            if n:
-                memcpy(e.agent, r.headers[i].value.p, n)
-            e.agent_n = <uint16_t>n
-            break
+    agent = header_value(r, b"user-agent", 10)
+    n = agent.n if agent.n < 128 else 128
+    if n:
+        memcpy(e.agent, agent.p, n)
+    e.agent_n = <uint16_t>n
     event_publish(e, position)
     count(w, COUNT_EVENTS, 1)
 
@@ -395,13 +397,13 @@ cdef inline bint look_at_client(Worker *w, const Request *r, const Shape *shape,
         detect(&w.policy, by_address, r.time_us, False, &fresh)
         hold(by_address, &w.policy, &fresh, r.time_us)
         if fresh.reason:
-            found(f, &w.policy.detector[fresh.kind], fresh.kind, fresh.reason, fresh.value, fresh.strength)
+            found_too(f, &w.policy, &fresh)
     if by_principal != NULL:
         memset(&fresh, 0, sizeof(fresh))
         detect(&w.policy, by_principal, r.time_us, True, &fresh)
         hold(by_principal, &w.policy, &fresh, r.time_us)
         if fresh.reason and took_part(&w.policy, by_address, by_principal, r.client_key, fresh.kind, r.time_us):
-            found(f, &w.policy.detector[fresh.kind], fresh.kind, fresh.reason, fresh.value, fresh.strength)
+            found_too(f, &w.policy, &fresh)
     e = by_principal if by_principal != NULL else by_address
     if e == NULL:
         return False
@@ -544,7 +546,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     is_held = by_address != NULL and held(by_address, &w.policy, r.time_us, &f)
     if (by_principal != NULL and held(by_principal, &w.policy, r.time_us, &claim)
             and took_part(&w.policy, by_address, by_principal, r.client_key, claim.kind, r.time_us)):
-        found(&f, &w.policy.detector[claim.kind], claim.kind, claim.reason, claim.value, claim.strength)
+        found_too(&f, &w.policy, &claim)
         is_held = True
     if is_held:
         count(w, COUNT_HELD, 1)

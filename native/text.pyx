@@ -20,7 +20,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy
 
-from native.base cimport BODY_NONE, BODY_WHOLE, HEADERS_MAX, Header, Request, Slice, or_now_ns
+from native.base cimport BODY_NONE, BODY_WHOLE, HEADERS_MAX, Header, Request, Slice
 from native.decode cimport base64_text, decode_round, fold_text, strip_text
 from native.ngram cimport tokenize, window_hash
 from native.reasons cimport or_reason_name
@@ -373,20 +373,6 @@ cdef class TextHost:
         self.run(0)
         return {"linear": self.result.linear, "n_windows": self.result.n_windows,
                 "cut": bool(self.result.cut)}
-
-    def time_ns(self, record: dict, int repeats=1000):
-        """uint64 [repeats]: nanoseconds of one text_score each, for benchmarks."""
-        self.scratch.collect = 0
-        self.view.fill(record)
-        out = np.empty(repeats, dtype=np.uint64)
-        cdef uint64_t[::1] o = out
-        cdef uint64_t t
-        cdef int i
-        for i in range(repeats):
-            t = or_now_ns()
-            self.run(0)
-            o[i] = or_now_ns() - t
-        return out
 
     def values(self, record: dict) -> list:
         """[(place, folded text)] of every window read, for tests and for looking at decisions."""
