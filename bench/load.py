@@ -54,9 +54,11 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Sample:
-    """One slice of load. Latencies in us; points belong to PERCENTILES. errors: requests without any answer."""
+    """One slice of load. Latencies in us; points belong to PERCENTILES. requests of them are in the latencies and in
+    rps, answered were answered in all; errors: requests without any answer."""
 
     requests: int
+    answered: int
     seconds: float
     non2xx: int
     errors: int
@@ -136,6 +138,7 @@ def parse_wrk(out: str, status: int | None = 0) -> Sample:
                 raise LoadError("closed.lua and bench.load disagree on the percentiles")
             return Sample(
                 requests=int(found["requests"]),
+                answered=int(found["requests"]),
                 seconds=found["duration_us"] / 1e6,
                 non2xx=int(found["non2xx"]),
                 errors=int(found["socket_errors"]) + int(found["timeouts"]),
@@ -264,6 +267,7 @@ def summarize(log: npt.NDArray[np.int64], rate: float, total: int) -> Sample:
     status = log[answered, 1]
     return Sample(
         requests=int(used.sum()),
+        answered=int(answered.sum()),
         seconds=max(seconds, 1e-6),
         non2xx=int(((status < 200) | (status > 299)).sum()),
         errors=total - int(answered.sum()),

@@ -1,0 +1,352 @@
+"""The proxy benchmark: hosts compared in one interleaved run.
+
+Noise of a machine comes in stretches, so slices of a few seconds alternate between hosts, over several rounds, and
+medians over rounds are compared; the spread over rounds is printed beside them. First the ceiling (closed loop),
+then constant arrival rates, the same for all hosts, chosen from the ceiling of the floor.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import load, measure, traffic
+from bench.hosts import Counts, Host, HostError, Rig, envoy_version
+from bench.load import Sample
+
+RATE_SHARES = (0.1, 0.25, 0.5, 0.75)  # of the floor's ceiling
+RATE_TOO_HIGH = 1.0  # of a host's own ceiling: the first rate beyond it is run, those above aren't
+OPEN_RATE_MIN = 20.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    hosts: tuple[str, ...]
+    cases: tuple[str, ...]
+    connections: tuple[int, ...]
+    rates: tuple[float, ...]  # empty: chosen from the ceiling
+    duration_s: int
+    rounds: int
+    workers: int
+    closed: bool = True
+    opened: bool = True
+
+
+@dataclass
+class Slice:
+    """One host, case and load in one round, with what it cost."""
+
+    sample: Sample
+    cpu_proxy_us: float  # per request
+    cpu_sidecar_us: float
+    memory: measure.Memory
+    counts: Counts
+
+
+@dataclass
+class Run:
+    """All slices of a run by (mode, host, case, connections or rate)."""
+
+    plan: Plan
+    facts: dict[str, str]
+    missing: dict[str, str]
+    slices: dict[tuple[str, str, str, float], list[Slice]] = field(default_factory=lambda: defaultdict(list))
+    notes: list[str] = field(default_factory=list)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One per host, case and load, closed loop first; the keys are the JSON output's."""
+        out = []
+        for (mode, host, case, level), slices in self.slices.items():
+            rows = summary(slices)
+            bare = self.slices.get((mode, "bare", case, level))
+            base = statistics.median(s.sample.rps for s in bare) if bare else None
+            out.append(
+                {
+                    "host": host,
+                    "proxy": self.facts["proxy"],
+                    "case": case,
+                    "mode": mode,
+                    "connections": int(level) if mode == "closed" else load.schedule(level).connections,
+                    "rate": None if mode == "closed" else level,
+                    "workers": self.plan.workers,
+                    "rps_ratio": round(rows["rps"] / base, 4) if base else None,
+                    **rows,
+                }
+            )
+        return sorted(out, key=lambda row: (row["mode"], self.plan.cases.index(row["case"]), row["rate"] or 0))
+
+
+def summary(slices: Sequence[Slice]) -> dict[str, Any]:
+    """Medians over rounds; counts are sums."""
+
+    def middle(values: Iterable[float], digits: int = 1) -> float:
+        return round(statistics.median(values), digits)
+
+    samples = [s.sample for s in slices]
+    counts = sum((s.counts for s in slices), Counts())
+    return {
+        "rps": middle(s.rps for s in samples),
+        "rps_low": round(min(s.rps for s in samples), 1),
+        "rps_high": round(max(s.rps for s in samples), 1),
+        "p50_us": middle(s.p50_us for s in samples),
+        "p99_us": middle(s.p99_us for s in samples),
+        "p999_us": middle(s.p999_us for s in samples),
+        "max_us": max(s.max_us for s in samples),
+        "cpu_us_proxy": middle((s.cpu_proxy_us for s in slices), 2),
+        "cpu_us_sidecar": middle((s.cpu_sidecar_us for s in slices), 2),
+        "rss_mib_sidecar": round(max(s.memory.rss_kib for s in slices) / 1024, 1),
+        "requests": sum(s.answered for s in samples),
+        "non2xx": sum(s.non2xx for s in samples),
+        "errors": sum(s.errors for s in samples),
+        "judged": counts.judged,
+        "refused": counts.refused,
+        "tagged": counts.tagged,
+        "unjudged": counts.unjudged,
+        "stages_skipped": counts.skipped,
+        "rounds": len(slices),
+        "points": [middle(values) for values in zip(*(s.points for s in samples), strict=True)],
+    }
+
+
+class Inputs:
+    """The files the generators read, written once."""
+
+    def __init__(self, folder: Path, cases: Iterable[str]) -> None:
+        self.folder = folder
+        self.requests = {case: traffic.variants(case) for case in cases}
+        for case, requests in self.requests.items():
+            traffic.write_raw(requests, self.raw(case))
+
+    def raw(self, case: str) -> Path:
+        return self.folder / f"{case}.requests"
+
+    def opened(self, case: str, url: str, turn: int) -> tuple[Path, list[tuple[str, str]], Path | None]:
+        """For h2load: addresses, headers and a body. It sends one set of headers and one body per run, so each turn
+        takes others."""
+        requests = self.requests[case]
+        uris, request = self.folder / "uris", requests[turn % len(requests)]
+        traffic.write_uris(requests, url, uris)
+        body = None
+        if request[3] is not None:
+            body = self.folder / "body"
+            body.write_text(request[3], encoding="utf-8")
+        return uris, traffic.sent_headers(request), body
+
+
+def take(host: Host, work: Callable[[], Sample]) -> Slice:
+    """Run one slice and account for it. HostError when a process of the host has died under it."""
+    pids = (host.envoy.pid, host.sidecar.pid if host.sidecar else 0)
+    before, counts = [measure.cpu_ns(pid) if pid else 0 for pid in pids], host.counts()
+    sample = work()
+    after = [measure.cpu_ns(pid) if pid else 0 for pid in pids]
+    dead = host.dead()
+    if dead is not None:
+        raise HostError(f"{dead.name} ended while it was measured. Its log ends:\n{dead.tail()}")
+    answered = max(1, sample.answered)
+    cpu = [(b - a) / 1000 / answered for a, b in zip(before, after, strict=True)]
+    held = measure.memory(pids[1]) if pids[1] else measure.Memory(0, 0, 0)
+    return Slice(sample, cpu[0], cpu[1], held, host.counts() - counts)
+
+
+def facts(plan: Plan) -> dict[str, str]:
+    tools = load.generator_versions()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        **measure.machine(),
+        "proxy": envoy_version(),
+        "load": f"wrk {tools['wrk']} (closed loop), h2load {tools['h2load']} (open loop)",
+        "method": (
+            f"{plan.rounds} rounds, slices of {plan.duration_s} s, hosts alternating; medians over rounds; "
+            f"Envoy with {plan.workers} worker{'s' if plan.workers > 1 else ''}; everything on one machine"
+        ),
+    }
+
+
+def measure_all(rig: Rig, plan: Plan, say: Say) -> Run:
+    """The whole plan on a rig that is up. LoadError, HostError."""
+    inputs = Inputs(rig.folder, plan.cases)
+    run = Run(plan, facts(plan), dict(rig.missing))
+    busy = measure.load_average()
+    if busy > 0.5 * (os.cpu_count() or 1):
+        run.notes.append(f"The machine was busy before the run began (load average {busy:.1f}): trust the ratios only.")
+    threads = max(1, (os.cpu_count() or 1) // 4)
+    say("warming up")
+    for host in rig.hosts:
+        for case in plan.cases:
+            load.closed(host.url, inputs.raw(case), min(plan.connections), 1)
+    if plan.closed or not plan.rates:
+        closed_rounds(rig, plan, inputs, run, threads, say)
+    if plan.opened:
+        open_rounds(rig, plan, inputs, run, say)
+    return run
+
+
+def closed_rounds(rig: Rig, plan: Plan, inputs: Inputs, run: Run, threads: int, say: Say) -> None:
+    for turn in range(plan.rounds):
+        for case in plan.cases:
+            for connections in plan.connections:
+                say(f"ceiling: round {turn + 1} of {plan.rounds}, {traffic.TITLES[case]}, {connections} connections")
+                for host in order(rig.hosts, turn):
+                    done = take(
+                        host,
+                        lambda h=host, c=case, n=connections: load.closed(  # type: ignore[misc]
+                            h.url, inputs.raw(c), n, plan.duration_s, threads
+                        ),
+                    )
+                    run.slices["closed", host.name, case, connections].append(done)
+
+
+def order(hosts: Sequence[Host], turn: int) -> list[Host]:
+    """Each round starts with another host: none always runs after the same one."""
+    first = turn % len(hosts) if hosts else 0
+    return [*hosts[first:], *hosts[:first]]
+
+
+def rates_for(run: Run, case: str) -> list[float]:
+    """The plan's, or shares of the floor's ceiling (without it: of the best host behind ext_proc, or of any)."""
+    if run.plan.rates:
+        return sorted(run.plan.rates)
+    ceilings = {
+        host: statistics.median(s.sample.rps for s in slices)
+        for (mode, host, of, _), slices in run.slices.items()
+        if mode == "closed" and of == case
+    }
+    guarded = [rps for host, rps in ceilings.items() if host != "bare"]
+    ceiling = ceilings.get("null_native") or max(guarded or ceilings.values(), default=0.0)
+    return sorted({max(OPEN_RATE_MIN, two_digits(share * ceiling)) for share in RATE_SHARES})
+
+
+def two_digits(value: float) -> float:
+    if value <= 0:
+        return 0.0
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return round(value / step) * step
+
+
+def hosts_for(hosts: Sequence[Host], run: Run, case: str, rate: float, rates: Sequence[float]) -> list[Host]:
+    """Those that may bear the rate, and those for which it is the first beyond their ceiling."""
+    out = []
+    for host in hosts:
+        found = [s for (mode, name, of, _), s in run.slices.items() if (mode, name, of) == ("closed", host.name, case)]
+        ceiling = max((statistics.median(x.sample.rps for x in s) for s in found), default=math.inf)
+        below = [r for r in rates if r < rate]
+        if not below or below[-1] < ceiling * RATE_TOO_HIGH:
+            out.append(host)
+    return out
+
+
+def open_rounds(rig: Rig, plan: Plan, inputs: Inputs, run: Run, say: Say) -> None:
+    for turn in range(plan.rounds):
+        for case in plan.cases:
+            rates = rates_for(run, case)
+            for rate in rates:
+                say(f"arrivals: round {turn + 1} of {plan.rounds}, {traffic.TITLES[case]}, {rate:,.0f} requests/s")
+                for host in order(hosts_for(rig.hosts, run, case, rate, rates), turn):
+
+                    def work(host: Host = host, case: str = case, rate: float = rate) -> Sample:
+                        uris, fields, body = inputs.opened(case, host.url, turn)  # noqa: B023
+                        return load.opened(uris, fields, body, rate, plan.duration_s, rig.folder / "h2load.log")
+
+                    run.slices["open", host.name, case, rate].append(take(host, work))
+
+
+# ---- what it says --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence; good: None where it only informs."""
+
+    text: str
+    good: bool | None = None
+
+
+FLOOR_RPS, FLOOR_P99, GRPCIO_RPS, SIDECAR_CPU_US = 0.90, 1.15, 2.5, 25.0
+
+
+def verdicts(run: Run) -> list[Verdict]:
+    """Outrider against the floor and against grpcio, in plain words; then what is wrong with the run."""
+    rows = run.rows()
+    closed = {(r["host"], r["case"], r["connections"]): r for r in rows if r["mode"] == "closed"}
+    out: list[Verdict] = []
+    for (host, case, connections), row in closed.items():
+        if host not in ("native", "grpcio"):
+            continue
+        floor, other = closed.get(("null_native", case, connections)), closed.get(("grpcio", case, connections))
+        where = f"{traffic.TITLES[case]}, {connections} connections"
+        if floor and floor["rps"] and floor["p99_us"]:
+            share, tail = row["rps"] / floor["rps"], row["p99_us"] / floor["p99_us"]
+            good = (share >= FLOOR_RPS and tail <= FLOOR_P99) if host == "native" else None
+            goal = f" (goal: at least {FLOOR_RPS:.0%}, at most x{FLOOR_P99})" if host == "native" else ""
+            out.append(
+                Verdict(
+                    f"{where}: Outrider over {host} does {share:.0%} of the empty server's throughput, "
+                    f"with x{tail:.2f} of its p99{goal}.",
+                    good,
+                )
+            )
+        if host == "native" and other and other["rps"]:
+            times = row["rps"] / other["rps"]
+            out.append(
+                Verdict(
+                    f"{where}: native does {times:.1f} times the throughput of grpcio (goal: {GRPCIO_RPS}).",
+                    times >= GRPCIO_RPS,
+                )
+            )
+        if host == "native" and case == "get":
+            out.append(
+                Verdict(
+                    f"{where}: the sidecar uses {row['cpu_us_sidecar']:.0f} us of CPU per request "
+                    f"(goal: at most {SIDECAR_CPU_US:.0f}).",
+                    row["cpu_us_sidecar"] <= SIDECAR_CPU_US,
+                )
+            )
+    return [*out, *complaints(rows), *(Verdict(note, False) for note in run.notes)]
+
+
+def complaints(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
+    """What makes figures worth less: refusals, requests let through unjudged, skipped stages, a wide spread."""
+    out = []
+    for row in rows:
+        where = f"{row['host']}, {row['case']}, " + (
+            f"{row['connections']} connections" if row["mode"] == "closed" else f"{row['rate']:,.0f}/s"
+        )
+        for key, words in (
+            ("refused", "requests were refused: the traffic should be benign"),
+            ("unjudged", "requests passed unjudged because ext_proc failed or was too slow"),
+            ("stages_skipped", "stages were skipped: not all requests were scored in full"),
+            ("errors", "requests got no answer"),
+        ):
+            if row[key]:
+                out.append(Verdict(f"{where}: {row[key]:,} {words}.", False))
+        if row["mode"] == "closed" and row["rps_low"] > 0 and row["rps_high"] / row["rps_low"] > 1.3:
+            out.append(
+                Verdict(
+                    f"{where}: throughput varied from {row['rps_low']:,.0f} to {row['rps_high']:,.0f} "
+                    "between rounds; a quiet machine or more rounds would say more."
+                )
+            )
+    return out
+
+
+def run_plan(plan: Plan, required: set[str], say: Say) -> Run:
+    """Starts everything, measures, ends everything."""
+    for program in ("wrk", "h2load"):
+        load.find(program)
+    started = time.monotonic()
+    say("starting the upstream, Envoys and sidecars")
+    with Rig(list(plan.hosts), required, plan.workers) as rig:
+        run = measure_all(rig, plan, say)
+    run.facts["took"] = f"{time.monotonic() - started:.0f} s"
+    return run
+
