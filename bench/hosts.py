@@ -10,7 +10,8 @@
   So in every host, the bare one too, Envoy writes a random one of 4,096 into `x-bench-client`, and the sidecar is
   told to read it there (client.address_header). All detectors and models stay on.
 * The **sidecar** has default settings but for a budget of 20 ms from which nothing is skipped: every request is
-  scored in full, or its overrun counted.
+  scored in full, or its overrun counted. The empty server and the native transport have as many threads as Envoy
+  has workers (a worker's connection belongs to one thread).
 """
 
 from __future__ import annotations
@@ -153,7 +154,9 @@ def proxy_config(plan: EnvoyPlan, ext_proc: bool) -> dict[str, Any]:
     return config
 
 
-def sidecar_settings(host: str, folder: Path, admin_port: int, over: dict[str, Any] | None = None) -> dict[str, Any]:
+def sidecar_settings(
+    host: str, folder: Path, admin_port: int, workers: int = 1, over: dict[str, Any] | None = None
+) -> dict[str, Any]:
     base: dict[str, Any] = {
         "service": {"name": "bench", "mode": "enforce", "failure": "open"},
         "listen": {"address": f"unix:{folder / 'ext_proc.sock'}", "transport": transport(host)},
@@ -163,6 +166,8 @@ def sidecar_settings(host: str, folder: Path, admin_port: int, over: dict[str, A
         "latency": {"budget": "20ms", "skip": []},
         "log": {"level": "warning", "format": "text"},
     }
+    if base["listen"]["transport"] == "native":
+        base["listen"]["threads"] = workers  # as many as the empty server has
     return merge(base, over or {})
 
 
@@ -200,7 +205,7 @@ class Host:
             self.sidecar = Child("the empty ext_proc server", line, folder / "sidecar.log")
         elif name != "bare":
             settings = folder / "outrider.yaml"
-            settings.write_text(yaml.safe_dump(sidecar_settings(name, folder, admin)), encoding="utf-8")
+            settings.write_text(yaml.safe_dump(sidecar_settings(name, folder, admin, workers)), encoding="utf-8")
             line = [sys.executable, "-m", "sidecar.cli", "serve", "-c", str(settings)]
             self.sidecar = Child(f"the sidecar ({name})", line, folder / "sidecar.log")
             paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))

@@ -22,7 +22,7 @@ from bench import load, measure, traffic
 from bench.hosts import Counts, Host, HostError, Rig, envoy_version
 from bench.load import Sample
 
-RATE_SHARES = (0.1, 0.25, 0.5, 0.75)  # of the floor's ceiling
+RATE_SHARES = (0.1, 0.25, 0.5, 0.8)  # of the floor's ceiling
 RATE_TOO_HIGH = 1.0  # of a host's own ceiling: the first rate beyond it is run, those above aren't
 OPEN_RATE_MIN = 20.0
 
@@ -63,13 +63,22 @@ class Run:
     slices: dict[tuple[str, str, str, float], list[Slice]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
 
+    def ratio(self, figure: str, key: tuple[str, str, str, float], other: str) -> float | None:
+        """How a figure of Sample relates to the other host's: the median of each round's own ratio, since what
+        disturbs a round disturbs both. None where the other wasn't measured so."""
+        mode, _, case, level = key
+        pairs = zip(self.slices.get(key, ()), self.slices.get((mode, other, case, level), ()), strict=False)
+        ratios = [
+            getattr(a.sample, figure) / getattr(b.sample, figure) for a, b in pairs if getattr(b.sample, figure) > 0
+        ]
+        return statistics.median(ratios) if ratios else None
+
     def rows(self) -> list[dict[str, Any]]:
         """One per host, case and load, closed loop first; the keys are the JSON output's."""
         out = []
         for (mode, host, case, level), slices in self.slices.items():
             rows = summary(slices)
-            bare = self.slices.get((mode, "bare", case, level))
-            base = statistics.median(s.sample.rps for s in bare) if bare else None
+            ratio = self.ratio("rps", (mode, host, case, level), "bare")
             out.append(
                 {
                     "host": host,
@@ -79,7 +88,7 @@ class Run:
                     "connections": int(level) if mode == "closed" else load.schedule(level).connections,
                     "rate": None if mode == "closed" else level,
                     "workers": self.plan.workers,
-                    "rps_ratio": round(rows["rps"] / base, 4) if base else None,
+                    "rps_ratio": round(ratio, 4) if ratio is not None else None,
                     **rows,
                 }
             )
@@ -277,15 +286,15 @@ FLOOR_RPS, FLOOR_P99, GRPCIO_RPS, SIDECAR_CPU_US = 0.90, 1.15, 2.5, 25.0
 def verdicts(run: Run) -> list[Verdict]:
     """Outrider against the floor and against grpcio, in plain words; then what is wrong with the run."""
     rows = run.rows()
-    closed = {(r["host"], r["case"], r["connections"]): r for r in rows if r["mode"] == "closed"}
     out: list[Verdict] = []
-    for (host, case, connections), row in closed.items():
-        if host not in ("native", "grpcio"):
+    for row in rows:
+        host, case, connections = row["host"], row["case"], row["connections"]
+        if row["mode"] != "closed" or host not in ("native", "grpcio"):
             continue
-        floor, other = closed.get(("null_native", case, connections)), closed.get(("grpcio", case, connections))
+        key = ("closed", host, case, float(connections))
         where = f"{traffic.TITLES[case]}, {connections} connections"
-        if floor and floor["rps"] and floor["p99_us"]:
-            share, tail = row["rps"] / floor["rps"], row["p99_us"] / floor["p99_us"]
+        share, tail = run.ratio("rps", key, "null_native"), run.ratio("p99_us", key, "null_native")
+        if share is not None and tail is not None:
             good = (share >= FLOOR_RPS and tail <= FLOOR_P99) if host == "native" else None
             goal = f" (goal: at least {FLOOR_RPS:.0%}, at most x{FLOOR_P99})" if host == "native" else ""
             out.append(
@@ -295,8 +304,8 @@ def verdicts(run: Run) -> list[Verdict]:
                     good,
                 )
             )
-        if host == "native" and other and other["rps"]:
-            times = row["rps"] / other["rps"]
+        times = run.ratio("rps", key, "grpcio") if host == "native" else None
+        if times is not None:
             out.append(
                 Verdict(
                     f"{where}: native does {times:.1f} times the throughput of grpcio (goal: {GRPCIO_RPS}).",

@@ -16,7 +16,7 @@ from bench.soak import Soak
 
 STYLES = {"bare": "dim", "null_native": "cyan", "native": "bold green", "grpcio": "yellow"}
 FACTS = ("date", "processor", "memory", "system", "proxy", "outrider", "load", "method", "took")
-WIDTH = 118
+WIDTH = 124
 
 
 def us(value: float) -> str:
@@ -67,9 +67,9 @@ def report(
 
 def table(title: str, mode: str, rows: Sequence[dict[str, Any]]) -> Table:
     out = Table(title=title, title_justify="left", title_style="bold")
-    out.add_column("host")
-    out.add_column("connections" if mode == "closed" else "arrivals/s", justify="right")
-    columns = ("answered/s", "to bare", "p50", "p99", "p99.9", "proxy CPU", "sidecar CPU", "sidecar MiB", "non-2xx")
+    out.add_column("host", no_wrap=True)
+    out.add_column("conns" if mode == "closed" else "asked/s", justify="right", no_wrap=True)
+    columns = ("answered/s", "to bare", "p50", "p99", "p99.9", "proxy CPU", "sidecar CPU", "MiB", "non-2xx")
     for column in columns:
         out.add_column(column, justify="right", no_wrap=True)
     before = None

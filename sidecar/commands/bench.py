@@ -147,7 +147,7 @@ def compare(given: dict[str, Any]) -> int:
     run = with_status(progress, lambda say: proxy.run_plan(plan, set(given["hosts"]), say))
     rows, said = run.rows(), proxy.verdicts(run)
     if given["html"] is not None:
-        page = report.render(rows, run.facts, {"missing": run.missing, "verdicts": said})
+        page = report.render(rows, run.facts, run.missing, said)
         given["html"].write_text(page, encoding="utf-8")
         progress.print(f"report: {given['html']}", markup=False, highlight=False)
     if given["as_json"]:
@@ -182,6 +182,10 @@ def soak(given: dict[str, Any]) -> int:
     )
     progress = show.console_for(stderr=True)
 
+    def tell(say: Any, r: endurance.Soak) -> None:
+        if progress.is_terminal or len(r.memory) % 10 == 0:
+            say(f"{r.done:,} of {r.requests:,} requests, {r.memory[-1][2] / 1024:.1f} MiB private")
+
     def work(say: Any) -> endurance.Soak:
         say("starting")
         with hosts.Rig(chosen, set(chosen), given["workers"]) as rig:
@@ -189,7 +193,7 @@ def soak(given: dict[str, Any]) -> int:
                 rig,
                 rig.hosts[0],
                 result,
-                lambda r: say(f"{r.done:,} of {r.requests:,} requests, {r.memory[-1][2] / 1024:.1f} MiB private"),
+                lambda r: tell(say, r),
             )
 
     with_status(progress, work)
@@ -197,7 +201,7 @@ def soak(given: dict[str, Any]) -> int:
     facts = proxy.facts(plan)
     facts["method"] = f"closed loop with h2load, {given['workers']} Envoy worker(s), everything on one machine"
     if given["html"] is not None:
-        given["html"].write_text(report.render([], facts, {"soak": result}), encoding="utf-8")
+        given["html"].write_text(report.render([], facts, soak=result), encoding="utf-8")
         progress.print(f"report: {given['html']}", markup=False, highlight=False)
     if given["as_json"]:
         print(json.dumps([result.as_json()], indent=1))
