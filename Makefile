@@ -29,8 +29,10 @@ fuzz: setup ## the property and fuzz tests with new seeds for FUZZ_SECONDS (600)
 			tests/test_engine.py tests/test_windows.py tests/test_policy.py tests/test_records*.py || exit 1; \
 	done
 
-bench: setup ## the request pipeline stage by stage, and detection on the measuring data
-	@$(PYTHON) -m bench.pipeline
+bench: setup ## Envoy under load, the request pipeline stage by stage, and detection on the measuring data
+	@mkdir -p out
+	@$(OUTRIDER) bench --html out/bench.html
+	@$(OUTRIDER) bench pipeline
 	@$(PYTHON) -m bench.behaviour
 	@$(PYTHON) -m bench.detection --data $(DATA)
 

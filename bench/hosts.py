@@ -69,7 +69,8 @@ def transport(host: str) -> str:
         if importlib.util.find_spec("native.http2") is None:
             raise HostError("native.http2 isn't built (libnghttp2-dev was missing when Outrider was built)")
         return "native"
-    raise HostError(f"this build of Outrider has no {host} transport (listen.transport knows {', '.join(sorted(known))})")
+    words = ", ".join(sorted(known))
+    raise HostError(f"not available in this build: listen.transport knows {words}, and not {host}")
 
 
 def build_null(cache: Path | None = None) -> Path:
@@ -113,7 +114,10 @@ def upstream_config(port: int, admin_port: int) -> dict[str, Any]:
         "match": {"prefix": "/"},
         "direct_response": {"status": 200, "body": {"inline_string": ANSWER}},
         "response_headers_to_add": [
-            {"header": {"key": "content-type", "value": "application/json"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+            {
+                "header": {"key": "content-type", "value": "application/json"},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
         ],
     }
     manager = {

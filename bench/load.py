@@ -37,6 +37,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sidecar.demo.supervisor import end_with_parent
+
 LUA = Path(__file__).with_name("closed.lua")
 RPS_PER_CONNECTION = 50.0
 OPEN_CONNECTIONS = (8, 1024)  # fewest, most
@@ -97,9 +99,14 @@ def generator_versions() -> dict[str, str]:
 
 def run(line: Sequence[str], timeout_s: float) -> tuple[str, int | None]:
     """Output (both streams) and status; None when it was ended because time was up. The process doesn't outlive this
-    call, however it ends."""
+    call, however it ends; nor this process, where a signal hits between its start and the try."""
     process = subprocess.Popen(
-        line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        line,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=end_with_parent,
     )
     try:
         out, _ = process.communicate(timeout=timeout_s)

@@ -25,6 +25,7 @@ from bench.load import Sample
 RATE_SHARES = (0.1, 0.25, 0.5, 0.8)  # of the floor's ceiling
 RATE_TOO_HIGH = 1.0  # of a host's own ceiling: the first rate beyond it is run, those above aren't
 OPEN_RATE_MIN = 20.0
+KEPT_UP = 0.95  # of the rate asked for
 
 Say = Callable[[str], None]
 
@@ -89,6 +90,8 @@ class Run:
                     "rate": None if mode == "closed" else level,
                     "workers": self.plan.workers,
                     "rps_ratio": round(ratio, 4) if ratio is not None else None,
+                    # behind by more than a twentieth: the queue only grew, and what it shows is overload
+                    "kept_up": mode == "closed" or rows["rps"] > KEPT_UP * level,
                     **rows,
                 }
             )
@@ -274,10 +277,11 @@ def open_rounds(rig: Rig, plan: Plan, inputs: Inputs, run: Run, say: Say) -> Non
 
 @dataclass(frozen=True)
 class Verdict:
-    """One sentence; good: None where it only informs."""
+    """One sentence; good: None where it only informs; caution: about the run, not about what was measured."""
 
     text: str
     good: bool | None = None
+    caution: bool = False
 
 
 FLOOR_RPS, FLOOR_P99, GRPCIO_RPS, SIDECAR_CPU_US = 0.90, 1.15, 2.5, 25.0
@@ -320,13 +324,34 @@ def verdicts(run: Run) -> list[Verdict]:
                     row["cpu_us_sidecar"] <= SIDECAR_CPU_US,
                 )
             )
-    return [*out, *complaints(rows), *(Verdict(note, False) for note in run.notes)]
+    out += [capacity(host, case, rows) for case in run.plan.cases for host in ("native", "grpcio")
+            if any(r["mode"] == "open" and (r["host"], r["case"]) == (host, case) for r in rows)]
+    return [*out, *(Verdict(note, caution=True) for note in run.notes), *complaints(rows)]
+
+
+def capacity(host: str, case: str, rows: Sequence[dict[str, Any]]) -> Verdict:
+    """Up to which of the constant rates a host kept up."""
+    found = [r for r in rows if r["mode"] == "open" and (r["host"], r["case"]) == (host, case)]
+    kept = [r for r in found if r["kept_up"]]
+    beyond = [r for r in found if not r["kept_up"]]
+    title = traffic.TITLES[case]
+    if not kept:
+        return Verdict(f"{title}: Outrider over {host} kept up with none of the arrival rates tried.", False)
+    best = kept[-1]
+    tail = f"; {beyond[0]['rate']:,.0f}/s was too much" if beyond else ""
+    return Verdict(
+        f"{title}: at constant arrivals Outrider over {host} kept up with {best['rate']:,.0f}/s "
+        f"(p50 {best['p50_us'] / 1000:.1f} ms, p99 {best['p99_us'] / 1000:.1f} ms){tail}."
+    )
 
 
 def complaints(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
-    """What makes figures worth less: refusals, requests let through unjudged, skipped stages, a wide spread."""
+    """What makes figures worth less: refusals, requests let through unjudged, skipped stages, a wide spread. Rates
+    that were too much for a host are left out: it is overload that they show."""
     out = []
     for row in rows:
+        if not row["kept_up"]:
+            continue
         where = f"{row['host']}, {row['case']}, " + (
             f"{row['connections']} connections" if row["mode"] == "closed" else f"{row['rate']:,.0f}/s"
         )
@@ -338,11 +363,15 @@ def complaints(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
         ):
             if row[key]:
                 out.append(Verdict(f"{where}: {row[key]:,} {words}.", False))
+        if row["non2xx"] > row["refused"]:
+            strange = row["non2xx"] - row["refused"]
+            out.append(Verdict(f"{where}: {strange:,} answers were neither 2xx nor a decision.", False))
         if row["mode"] == "closed" and row["rps_low"] > 0 and row["rps_high"] / row["rps_low"] > 1.3:
             out.append(
                 Verdict(
                     f"{where}: throughput varied from {row['rps_low']:,.0f} to {row['rps_high']:,.0f} "
-                    "between rounds; a quiet machine or more rounds would say more."
+                    "between rounds; a quiet machine or more rounds would say more.",
+                    caution=True,
                 )
             )
     return out

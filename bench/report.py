@@ -22,6 +22,10 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 Row = Mapping[str, Any]
 
 
+def short(row: Row) -> str:
+    return NAMES.get(row["host"], str(row["host"]))
+
+
 def render(
     rows: Sequence[Row],
     facts: Mapping[str, str],
@@ -47,11 +51,14 @@ def render(
 def head(
     facts: Mapping[str, str], verdicts: Sequence[Verdict], missing: Mapping[str, str], soak: Soak | None
 ) -> str:
-    items = [(v.text, {True: "good", False: "bad", None: ""}[v.good]) for v in verdicts]
+    items = [(v.text, {True: "good", False: "bad", None: ""}[v.good]) for v in verdicts if not v.caution]
     items += [(f"Not measured: {HOSTS.get(name, name)}: {reason}", "bad") for name, reason in missing.items()]
     if soak is not None:
         items += [(problem, "bad") for problem in soak.problems()] or [("The endurance run passed.", "good")]
     listed = "".join(f'<li class="{css}">{escape(text)}</li>' for text, css in items)
+    cautions = "".join(f"<li>{escape(v.text)}</li>" for v in verdicts if v.caution)
+    if cautions:
+        listed += f'<li class="caution"><details open><summary>Cautions</summary><ul>{cautions}</ul></details></li>'
     where = " · ".join(escape(facts[name]) for name in ("date", "processor", "proxy", "outrider") if name in facts)
     return f'<h1>Outrider under load</h1><p class="soft">{where}</p><ul class="verdicts">{listed}</ul>'
 
@@ -71,15 +78,17 @@ def case_section(case: str, rows: Sequence[Row]) -> str:
 
 
 def figure(title: str, caption: str, drawing: str) -> str:
-    if not drawing:
-        return ""
-    return f"<figure><h3>{escape(title)}</h3><figcaption>{escape(caption)}</figcaption>{drawing}</figure>"
+    return f"<figure>{part(title, caption, drawing)}</figure>" if drawing else ""
+
+
+def part(title: str, caption: str, drawing: str) -> str:
+    return f"<h3>{escape(title)}</h3><figcaption>{escape(caption)}</figcaption>{drawing}"
 
 
 def ceiling_figures(rows: Sequence[Row], connections: int) -> list[str]:
     rate_bars = [
         Bar(
-            NAMES.get(row["host"], row["host"]),
+            short(row),
             row["host"],
             (row["rps"],),
             f"{row['rps']:,.0f}/s" + (f" · {row['rps_ratio']:.0%}" if row["rps_ratio"] else ""),
@@ -90,7 +99,7 @@ def ceiling_figures(rows: Sequence[Row], connections: int) -> list[str]:
     ]
     cpu_bars = [
         Bar(
-            NAMES.get(row["host"], row["host"]),
+            short(row),
             row["host"],
             (row["cpu_us_proxy"], row["cpu_us_sidecar"]),
             f"{row['cpu_us_proxy']:.0f}" + (f" + {row['cpu_us_sidecar']:.0f}" if row["cpu_us_sidecar"] else "") + " µs",
@@ -100,14 +109,14 @@ def ceiling_figures(rows: Sequence[Row], connections: int) -> list[str]:
         for row in rows
     ]
     return [
-        figure(
+        "<figure>"
+        + part(
             f"Throughput at {connections} connections",
             "Closed loop: each connection asks again as soon as it was answered. Share of bare Envoy.",
             svg.bars(rate_bars, "throughput by host"),
-        ),
-        figure(
-            "CPU per request", "Envoy, and lighter beside it the sidecar.", svg.bars(cpu_bars, "CPU time by host")
-        ),
+        )
+        + part("CPU per request", "Envoy, and lighter beside it the sidecar.", svg.bars(cpu_bars, "CPU time by host"))
+        + "</figure>",
         figure(
             f"Latency at the ceiling, {connections} connections",
             "By share of requests; the server is fully loaded, so this is mostly waiting for a turn.",
@@ -123,7 +132,7 @@ def tail_chart(rows: Sequence[Row], label: str) -> str:
         furthest = max(1.0, math.log10(max(10.0, row["requests"] / max(1, row["rounds"]) / 10)))
         reach = max(reach, min(5.0, furthest))
         points = [(i / 10, y) for i, y in enumerate(row["points"]) if i / 10 <= furthest]
-        lines.append(Line(NAMES.get(row["host"], row["host"]), row["host"], points))
+        lines.append(Line(short(row), row["host"], points))
     return svg.chart(lines, TAIL_TICKS, (0.0, reach), "share of requests at most this slow", label)
 
 
@@ -135,7 +144,9 @@ def rate_figures(rows: Sequence[Row]) -> list[str]:
     for host in dict.fromkeys(row["host"] for row in rows):
         found = sorted((row for row in rows if row["host"] == host), key=lambda row: row["rate"])
         name = NAMES.get(host, host)
-        tips = [f"{name} at {r['rate']:,.0f}/s: p99 {duration(r['p99_us'])}, p50 {duration(r['p50_us'])}" for r in found]
+        tips = [
+            f"{name} at {r['rate']:,.0f}/s: p99 {duration(r['p99_us'])}, p50 {duration(r['p50_us'])}" for r in found
+        ]
         lines.append(Line(name, host, [(r["rate"], r["p99_us"]) for r in found], tips=tips))
         lines.append(Line(name, host, [(r["rate"], r["p50_us"]) for r in found], dashed=True, named=False))
     ticks = [(rate, f"{rate:,.0f}") for rate in svg.linear_ticks(rates[-1])]
@@ -150,7 +161,7 @@ def rate_figures(rows: Sequence[Row]) -> list[str]:
     # the highest rate that all hosts were given and answered
     everyone = {row["host"] for row in rows}
     shared = [rate for rate in rates if {r["host"] for r in rows if r["rate"] == rate} == everyone]
-    kept_up = [rate for rate in shared if all(r["rps"] > 0.95 * rate for r in rows if r["rate"] == rate)]
+    kept_up = [rate for rate in shared if all(r["kept_up"] for r in rows if r["rate"] == rate)]
     if shared:
         rate = (kept_up or shared[:1])[-1]
         found = [row for row in rows if row["rate"] == rate]

@@ -62,7 +62,7 @@ def report(
         console.print(Text(f"not measured: {name} ({HOSTS[name]}): {reason}", "yellow"))
     for verdict in said:
         mark, style = {True: ("+", "green"), False: ("!", "red"), None: ("-", "")}[verdict.good]
-        console.print(Text(f"{mark} {verdict.text}", style))
+        console.print(Text(f"{mark} {verdict.text}", "dim" if verdict.caution else style))
 
 
 def table(title: str, mode: str, rows: Sequence[dict[str, Any]]) -> Table:

@@ -83,7 +83,8 @@ class Soak:
             "errors": self.failed,
             "growth_kib": round(self.growth_kib),
             "memory": [
-                dict(zip(("requests", "seconds", "private_kib", "shared_kib"), point, strict=True)) for point in self.memory
+                {"requests": n, "seconds": seconds, "private_kib": private, "shared_kib": shared}
+                for n, seconds, private, shared in self.memory
             ],
             "passed": not self.problems(),
             "problems": self.problems(),

@@ -82,7 +82,7 @@ def missing(module: str) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Rows as a JSON list instead of tables.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write a report there.")
 @click.pass_context
-def command(ctx: click.Context, **given: Any) -> None:
+def command(ctx: click.Context, /, **given: Any) -> None:
     """Load benchmarks of the whole way through Envoy.
 
     Starts an upstream, Envoys and sidecars on loopback, loads them with wrk (closed loop: the ceiling) and h2load
