@@ -277,6 +277,11 @@ class Host:
         children = [c for c in (self.sidecar, self.envoy) if c is not None]
         return next((c for c in children if c.process is not None and not c.running()), None)
 
+    def tell_to_stop(self) -> None:
+        for child in (self.envoy, self.sidecar):
+            if child is not None and child.process is not None and child.running():
+                child.process.terminate()
+
     def stop(self) -> None:
         self.envoy.stop()
         if self.sidecar is not None:
@@ -339,7 +344,13 @@ class Rig:
                 raise HostError(f"{name}: {error}") from error
             self.missing[name] = str(error)
 
+    def pids(self) -> list[int]:
+        children = [self.upstream, *(c for host in self.hosts for c in (host.envoy, host.sidecar))]
+        return [c.pid for c in children if c is not None and c.process is not None]
+
     def close(self) -> None:
+        for host in self.hosts:  # all are told before any is waited for: sidecars drain for seconds
+            host.tell_to_stop()
         for host in self.hosts:
             host.stop()
         if self.upstream is not None:

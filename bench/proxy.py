@@ -25,6 +25,8 @@ from bench.load import Sample
 RATE_SHARES = (0.1, 0.25, 0.5, 0.8)  # of the floor's ceiling
 RATE_TOO_HIGH = 1.0  # of a host's own ceiling: the first rate beyond it is run, those above aren't
 OPEN_RATE_MIN = 20.0
+OTHERS_MAX = 0.05  # cores
+WARM_UP, WARM_UP_TIMEOUT_S = 1000, 60.0  # requests per host and case
 KEPT_UP = 0.95  # of the rate asked for
 
 Say = Callable[[str], None]
@@ -52,6 +54,7 @@ class Slice:
     cpu_sidecar_us: float
     memory: measure.Memory
     counts: Counts
+    others: float = 0.0  # cores that processes which don't belong to the benchmark used meanwhile
 
 
 @dataclass
@@ -125,6 +128,7 @@ def summary(slices: Sequence[Slice]) -> dict[str, Any]:
         "tagged": counts.tagged,
         "unjudged": counts.unjudged,
         "stages_skipped": counts.skipped,
+        "cores_others": middle((s.others for s in slices), 2),
         "rounds": len(slices),
         "points": [middle(values) for values in zip(*(s.points for s in samples), strict=True)],
     }
@@ -155,19 +159,26 @@ class Inputs:
         return uris, traffic.sent_headers(request), body
 
 
-def take(host: Host, work: Callable[[], Sample]) -> Slice:
-    """Run one slice and account for it. HostError when a process of the host has died under it."""
+def take(host: Host, every_pid: Sequence[int], work: Callable[[], Sample]) -> Slice:
+    """Run one slice and account for it; every_pid: the rig's. HostError when a process of the host has died."""
     pids = (host.envoy.pid, host.sidecar.pid if host.sidecar else 0)
-    before, counts = [measure.cpu_ns(pid) if pid else 0 for pid in pids], host.counts()
+
+    def spent() -> tuple[list[int], int, int]:
+        ours = measure.own_cpu_ns() + sum(measure.cpu_ns(pid) for pid in every_pid)
+        return [measure.cpu_ns(pid) if pid else 0 for pid in pids], measure.machine_cpu_ns(), ours
+
+    counts = host.counts()
+    (before, machine_before, ours_before), started = spent(), time.monotonic_ns()
     sample = work()
-    after = [measure.cpu_ns(pid) if pid else 0 for pid in pids]
+    (after, machine_after, ours_after), ended = spent(), time.monotonic_ns()
+    others = max(0.0, (machine_after - machine_before - (ours_after - ours_before)) / (ended - started))
     dead = host.dead()
     if dead is not None:
         raise HostError(f"{dead.name} ended while it was measured. Its log ends:\n{dead.tail()}")
     answered = max(1, sample.answered)
     cpu = [(b - a) / 1000 / answered for a, b in zip(before, after, strict=True)]
     held = measure.memory(pids[1]) if pids[1] else measure.Memory(0, 0, 0)
-    return Slice(sample, cpu[0], cpu[1], held, host.counts() - counts)
+    return Slice(sample, cpu[0], cpu[1], held, host.counts() - counts, others)
 
 
 def facts(plan: Plan) -> dict[str, str]:
@@ -188,18 +199,21 @@ def measure_all(rig: Rig, plan: Plan, say: Say) -> Run:
     """The whole plan on a rig that is up. LoadError, HostError."""
     inputs = Inputs(rig.folder, plan.cases)
     run = Run(plan, facts(plan), dict(rig.missing))
-    busy = measure.load_average()
-    if busy > 0.5 * (os.cpu_count() or 1):
-        run.notes.append(f"The machine was busy before the run began (load average {busy:.1f}): trust the ratios only.")
     threads = max(1, (os.cpu_count() or 1) // 4)
     say("warming up")
     for host in rig.hosts:
         for case in plan.cases:
-            load.closed(host.url, inputs.raw(case), min(plan.connections), 1)
+            load.counted(*inputs.opened(case, host.url, 0), WARM_UP, min(plan.connections), WARM_UP_TIMEOUT_S)
     if plan.closed or not plan.rates:
         closed_rounds(rig, plan, inputs, run, threads, say)
     if plan.opened:
         open_rounds(rig, plan, inputs, run, say)
+    others = statistics.median(s.others for slices in run.slices.values() for s in slices)
+    if others > OTHERS_MAX:
+        run.notes.append(
+            f"Other processes used {others:.2f} of the machine's {os.cpu_count()} cores meanwhile: trust the ratios, "
+            "and not too far."
+        )
     return run
 
 
@@ -211,6 +225,7 @@ def closed_rounds(rig: Rig, plan: Plan, inputs: Inputs, run: Run, threads: int, 
                 for host in order(rig.hosts, turn):
                     done = take(
                         host,
+                        rig.pids(),
                         lambda h=host, c=case, n=connections: load.closed(  # type: ignore[misc]
                             h.url, inputs.raw(c), n, plan.duration_s, threads
                         ),
@@ -269,7 +284,7 @@ def open_rounds(rig: Rig, plan: Plan, inputs: Inputs, run: Run, say: Say) -> Non
                         uris, fields, body = inputs.opened(case, host.url, turn)  # noqa: B023
                         return load.opened(uris, fields, body, rate, plan.duration_s, rig.folder / "h2load.log")
 
-                    run.slices["open", host.name, case, rate].append(take(host, work))
+                    run.slices["open", host.name, case, rate].append(take(host, rig.pids(), work))
 
 
 # ---- what it says --------------------------------------------------------------------------------------------

@@ -186,8 +186,9 @@ def table(closed: Sequence[Row], opened: Sequence[Row]) -> str:
         level = f"{row['connections']} conns" if row["mode"] == "closed" else f"{row['rate']:,.0f}/s"
         first = ' class="first"' if before not in (None, level) else ""
         before = level
+        load_cell = level if row["kept_up"] else f"{level} (too much)"
         cells = (
-            level,
+            load_cell,
             f"{row['rps']:,.0f}",
             f"{row['rps_ratio']:.2f}" if row["rps_ratio"] else "–",
             *(duration(row[key]) for key in ("p50_us", "p99_us", "p999_us", "max_us")),
