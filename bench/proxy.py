@@ -21,6 +21,7 @@ from typing import Any
 from bench import load, measure, traffic
 from bench.hosts import Counts, Host, HostError, Rig, envoy_version
 from bench.load import Sample
+from sidecar.serve.app import version
 
 RATE_SHARES = (0.1, 0.25, 0.5, 0.8)  # of the floor's ceiling
 RATE_TOO_HIGH = 1.0  # of a host's own ceiling: the first rate beyond it is run, those above aren't
@@ -38,7 +39,7 @@ class Plan:
     cases: tuple[str, ...]
     connections: tuple[int, ...]
     rates: tuple[float, ...]  # empty: chosen from the ceiling
-    duration_s: int
+    duration_s: int  # of a closed slice; one at a constant rate takes half, at least a second
     rounds: int
     workers: int
     closed: bool = True
@@ -93,8 +94,8 @@ class Run:
                     "rate": None if mode == "closed" else level,
                     "workers": self.plan.workers,
                     "rps_ratio": round(ratio, 4) if ratio is not None else None,
-                    # behind by more than a twentieth: the queue only grew, and what it shows is overload
-                    "kept_up": mode == "closed" or rows["rps"] > KEPT_UP * level,
+                    # a queue that only grew, or answers of the proxy's own: what it shows is overload
+                    "kept_up": mode == "closed" or (rows["rps"] > KEPT_UP * level and rows["non2xx"] <= rows["refused"]),
                     **rows,
                 }
             )
@@ -187,9 +188,11 @@ def facts(plan: Plan) -> dict[str, str]:
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         **measure.machine(),
         "proxy": envoy_version(),
+        "outrider": version(),
         "load": f"wrk {tools['wrk']} (closed loop), h2load {tools['h2load']} (open loop)",
         "method": (
-            f"{plan.rounds} rounds, slices of {plan.duration_s} s, hosts alternating; medians over rounds; "
+            f"{plan.rounds} round{'s' if plan.rounds > 1 else ''}, slices of {plan.duration_s} s (at constant rates half "
+            "of it), hosts alternating; medians over rounds; "
             f"Envoy with {plan.workers} worker{'s' if plan.workers > 1 else ''}; everything on one machine"
         ),
     }
@@ -282,7 +285,7 @@ def open_rounds(rig: Rig, plan: Plan, inputs: Inputs, run: Run, say: Say) -> Non
 
                     def work(host: Host = host, case: str = case, rate: float = rate) -> Sample:
                         uris, fields, body = inputs.opened(case, host.url, turn)  # noqa: B023
-                        return load.opened(uris, fields, body, rate, plan.duration_s, rig.folder / "h2load.log")
+                        return load.opened(uris, fields, body, rate, max(1.0, plan.duration_s / 2), rig.folder / "h2load.log")
 
                     run.slices["open", host.name, case, rate].append(take(host, rig.pids(), work))
 

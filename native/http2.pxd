@@ -75,6 +75,7 @@ cdef enum:
     EVENTS_MAX = 64
     INBOX_MAX = 64               # sockets dealt to a thread and not yet taken
     TICK_MS = 100
+    STREAMS_SHARE_MIN = 256
     STREAM_WINDOW_BYTES = 1048576
     CONNECTION_WINDOW_BYTES = 16777216
 
@@ -127,6 +128,14 @@ cdef inline void conn_close(Loop *l, Conn *c) noexcept nogil:
     free(c)
 
 
+cdef inline uint32_t streams_per_connection(const Limits *limits) noexcept nogil:
+    """No peer takes all there are. A proxy that needs more opens another connection by itself."""
+    cdef uint32_t share = limits.streams // 4
+    if share < STREAMS_SHARE_MIN:
+        share = STREAMS_SHARE_MIN
+    return share if share < limits.streams else limits.streams
+
+
 cdef inline bint conn_open(Loop *l, int fd) noexcept nogil:
     """Takes the socket over, in any case. False: closed again, no memory."""
     cdef nghttp2_settings_entry settings[4]
@@ -149,7 +158,7 @@ cdef inline bint conn_open(Loop *l, int fd) noexcept nogil:
         conn_close(l, c)
         return False
     settings[0].settings_id = NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS
-    settings[0].value = l.thread.limits.streams + WATCHERS_MAX
+    settings[0].value = streams_per_connection(&l.thread.limits) + WATCHERS_MAX
     settings[1].settings_id = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
     settings[1].value = STREAM_WINDOW_BYTES
     settings[2].settings_id = NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE

@@ -35,7 +35,7 @@ HEARTBEAT_S = 0.5
 HEARTBEAT_STALE_S = 10.0  # an event loop this late isn't serving: /healthz fails
 LOOK_AWAY_S = 2.5  # at most: Envoy's health check is told twice, a second apart
 WATCH_EVERY_S = 1.0
-THREADS_AUTO_MAX = 4  # one thread decides some 50,000 requests a second; Envoy is slower
+THREADS_AUTO_MAX = 4  # one thread serves more than four workers of Envoy can ask
 
 log = logging.getLogger("outrider.serve")
 
