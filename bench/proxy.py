@@ -95,7 +95,8 @@ class Run:
                     "workers": self.plan.workers,
                     "rps_ratio": round(ratio, 4) if ratio is not None else None,
                     # a queue that only grew, or answers of the proxy's own: what it shows is overload
-                    "kept_up": mode == "closed" or (rows["rps"] > KEPT_UP * level and rows["non2xx"] <= rows["refused"]),
+                    "kept_up": mode == "closed"
+                    or (rows["rps"] > KEPT_UP * level and rows["non2xx"] <= rows["refused"]),
                     **rows,
                 }
             )
@@ -191,8 +192,8 @@ def facts(plan: Plan) -> dict[str, str]:
         "outrider": version(),
         "load": f"wrk {tools['wrk']} (closed loop), h2load {tools['h2load']} (open loop)",
         "method": (
-            f"{plan.rounds} round{'s' if plan.rounds > 1 else ''}, slices of {plan.duration_s} s (at constant rates half "
-            "of it), hosts alternating; medians over rounds; "
+            f"{plan.rounds} round{'s' if plan.rounds > 1 else ''}, slices of {plan.duration_s} s (half of it at "
+            "constant rates), hosts alternating; medians over rounds; "
             f"Envoy with {plan.workers} worker{'s' if plan.workers > 1 else ''}; everything on one machine"
         ),
     }
@@ -285,7 +286,8 @@ def open_rounds(rig: Rig, plan: Plan, inputs: Inputs, run: Run, say: Say) -> Non
 
                     def work(host: Host = host, case: str = case, rate: float = rate) -> Sample:
                         uris, fields, body = inputs.opened(case, host.url, turn)  # noqa: B023
-                        return load.opened(uris, fields, body, rate, max(1.0, plan.duration_s / 2), rig.folder / "h2load.log")
+                        duration_s = max(1.0, plan.duration_s / 2)
+                        return load.opened(uris, fields, body, rate, duration_s, rig.folder / "h2load.log")
 
                     run.slices["open", host.name, case, rate].append(take(host, rig.pids(), work))
 

@@ -85,7 +85,7 @@ def attack(rng: random.Random) -> Request:
 CASES: dict[str, Callable[[random.Random], Request]] = {"get": get, "post_1k": post, "post_16k": post_16k}
 TITLES = {"get": "GET, 3 query values", "post_1k": "POST, 1 KB of JSON", "post_16k": "POST, 16 KB of JSON"}
 VARIANTS = {"get": 2000, "post_1k": 2000, "post_16k": 300}
-# the proxy of the benchmark names these itself
+# Envoy writes these itself: the request id, and the client's address
 _NOT_SENT = {"x-request-id", "x-forwarded-for"}
 
 

@@ -71,7 +71,11 @@ def missing(module: str) -> str:
     help="Arrivals per second (repeat); chosen from the measured ceiling if none.",
 )
 @click.option("--mode", type=click.Choice(("both", "closed", "open")), default="both", show_default=True)
-@click.option("--duration", type=click.IntRange(1, 600), help="Seconds of each slice.  [default: 2; half of it at constant rates]")
+@click.option(
+    "--duration",
+    type=click.IntRange(1, 600),
+    help="Seconds of each slice of the closed loop, half of it at constant rates.  [default: 2]",
+)
 @click.option("--rounds", type=click.IntRange(1, 100), help="Rounds over all hosts.  [default: 3]")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Envoy's threads.")
 @click.option("--quick", is_flag=True, help="Half a minute, to see that it runs: two cases, one round, one rate.")
