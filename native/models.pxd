@@ -2,17 +2,17 @@
 and how raw outputs become scores from 0 to 1.
 
 A *runtime folder* (made by sidecar/compilers.py) holds one flat file, `runtime.bin`, and the
-shared libraries that it names, none where all trees are packed. `modelset_open` checks everything it reads before it uses it and
-says what is wrong; a refused folder leaves nothing behind, so that the caller can go on with the
-models it has. Nothing here needs Python, JSON or a compiler.
+shared libraries that it names, none where all trees are packed. `modelset_open` checks everything
+it reads before it uses it and says what is wrong; a refused folder leaves nothing behind, so that
+the caller can go on with the models it has. Nothing here needs Python, JSON or a compiler.
 
 Packed trees (native/packed.pxd) are data in runtime.bin. Compiled trees are what TL2cgen generates:
 `predict(entries, pred_margin, result)`, which *adds* into result and takes the integer -1 for a
 missing value. Callers of tree_predict don't know which of the two they have.
 
 runtime.bin, little-endian, in this order: RuntimeFile, the linear model's bytes, the packed trees,
-then a SipHash of all that precedes (protects against damage, not against someone who may write the folder: that
-is what the owner and mode checks are for).
+then a SipHash of all that precedes (protects against damage, not against someone who may write the
+folder: that is what the owner and mode checks are for).
 """
 from libc.errno cimport errno
 from libc.math cimport exp2f, logf

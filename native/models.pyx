@@ -82,7 +82,7 @@ def runtime_bytes(*, generation, behaviour_schema=0, behaviour_features=0, linea
     packed_at = {}
     for slot, tree in (trees or {}).items():
         if tree["kind"] == "packed":
-            after += bytes(-len(after) % 64)
+            after += bytes((64 - len(after) % 64) % 64)
             packed_at[slot] = offset + len(after)
             after += tree["packed"]
     total = (offset + len(after) + 7) // 8 * 8 + 8

@@ -286,7 +286,7 @@ cdef inline float packed_score(const PackedModel *m, const float *row, float fir
     first stands for row[0] unless it is NaN. The caller has ensured that packed_open filled m."""
     cdef int32_t keys[256]
     cdef uint32_t entries[PACKED_CHUNK * PACKED_LANES]
-    cdef uint32_t at = 0, n, i, eight = 0, stop
+    cdef uint32_t at = 0, n, i, stop
     cdef double total = 0.0
     keys[PACKED_LEAF] = INT32_MIN
     if not m.wide:

@@ -9,9 +9,15 @@ Accepted are regressors and binary classifiers with one number per leaf, and for
 """
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import struct
+import sys
+import warnings
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,8 +73,9 @@ class _Tree:
 
 def keys_of(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """int32 keys (as int64) that sort as the values do; -0.0 and 0.0 are the same."""
-    bits = (np.asarray(values, np.float32) + np.float32(0)).view(np.int32).astype(np.int64)
-    return np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    bits: NDArray[np.int64] = (np.asarray(values, np.float32) + np.float32(0)).view(np.int32).astype(np.int64)
+    bits[bits < 0] ^= 0x7FFFFFFF
+    return bits
 
 
 def split_keys(thresholds: NDArray[np.float64], strict: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -81,7 +88,9 @@ def split_keys(thresholds: NDArray[np.float64], strict: NDArray[np.bool_]) -> ND
     above = floor.astype(np.float64) > exact
     floor[above] = np.nextafter(floor[above], np.float32(-np.inf))
     # below a threshold that no float32 equals lie the same values with < and with <=
-    return keys_of(floor) - (strict & (floor.astype(np.float64) == exact))
+    keys = keys_of(floor)
+    keys[strict & (floor.astype(np.float64) == exact)] -= 1
+    return keys
 
 
 # ---------------------------------------------------------------- reading
@@ -279,3 +288,62 @@ def pack(model: Any) -> Packed:
     body = groups.tobytes() + nodes.tobytes()
     return Packed(HEADER.pack(MAGIC, VERSION, features, count, len(groups), len(nodes), 0, HEADER.size + len(body),
                               base, scale, 0) + body, features, count, ratio)
+
+
+# ---------------------------------------------------------------- the child process
+
+def pack_checked(checkpoint: Path) -> Packed:
+    """Pack a Treelite checkpoint and compare it with Treelite's own interpreter on rows from far corners.
+
+    Raises PackingError for what can't be packed, CompileError for what is no checkpoint or differs."""
+    import treelite
+
+    from native.models import ModelsError, packed_predict
+    from sidecar.compilers import CompileError, check_rows, reference
+
+    try:
+        model = treelite.Model.deserialize(checkpoint)
+    except treelite.TreeliteError as e:
+        raise CompileError(f"{checkpoint}: not a Treelite checkpoint: {e}") from e
+    packed = pack(model)
+    rows = check_rows(model)
+    want = reference(model, rows)
+    for wide in (False, True):
+        try:
+            got = packed_predict(packed.content, rows, wide)
+        except ModelsError as e:
+            raise CompileError(f"{checkpoint}: packed, but refused: {e}") from e
+        worst = float(np.max(np.abs(got - want) / np.maximum(1.0, np.abs(want))))
+        if not worst < 1e-5:
+            raise CompileError(f"{checkpoint}: the packed model differs from Treelite's own result by {worst:.3g}")
+    return packed
+
+
+def main(arguments: list[str]) -> int:
+    """The child: FOLDER SLOT=CHECKPOINT...; writes SLOT.packed, answers with one JSON object by slot."""
+    from sidecar.compilers import CompileError
+
+    folder = Path(arguments[0])
+    noise = io.StringIO()
+    answer: dict[str, Any] = {}
+    for argument in arguments[1:]:
+        slot, _, checkpoint = argument.partition("=")
+        try:
+            with contextlib.redirect_stdout(noise), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                packed = pack_checked(Path(checkpoint))
+            (folder / f"{slot}.packed").write_bytes(packed.content)
+            answer[slot] = {"file": f"{slot}.packed", "features": packed.features, "ratio": packed.ratio,
+                            "trees": packed.trees}
+        except PackingError as e:
+            answer[slot] = {"error": str(e), "unpackable": True}
+        except CompileError as e:
+            answer[slot] = {"error": str(e)}
+        except Exception as e:
+            answer[slot] = {"error": f"{checkpoint}: {type(e).__name__}: {e}"}
+    print(json.dumps(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
