@@ -204,8 +204,8 @@ def test_the_deepest_tree_that_is_allowed_and_one_deeper():
 
 
 def test_the_limits_of_both_sides_are_the_same():
-    assert (packing.FEATURES_MAX, packing.TREES_MAX, packing.NODES_MAX, packing.DEPTH_MAX) == tuple(
-        LIMITS[f"packed_{name}"] for name in ("features", "trees", "nodes", "depth"))
+    native = tuple(LIMITS[f"packed_{name}"] for name in ("features", "trees", "nodes", "depth"))
+    assert native == (packing.FEATURES_MAX, packing.TREES_MAX, packing.NODES_MAX, packing.DEPTH_MAX)
 
 
 def test_what_cannot_be_packed_is_refused_with_a_reason(monkeypatch):
@@ -244,7 +244,7 @@ def test_a_categorical_split_is_refused():
         builder.leaf(float(key))
         builder.end_node()
     builder.end_tree()
-    with pytest.raises(packing.PackingError, match="categorical split.*encode categories as numbers"):
+    with pytest.raises(packing.PackingError, match=r"categorical split.*encode categories as numbers"):
         packing.pack(builder.commit())
 
 
