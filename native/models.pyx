@@ -261,10 +261,13 @@ cdef class Models:
                 out[i] = tree_predict(m, &x[i, 0], &scratch)
         return np.asarray(out)
 
-    def time_rows(self, slot, rows):
+    def time_rows(self, slot, rows, bint portable=False):
         """Score rows (n, features) one after the other; (mean us by the clock around all of them, us of each
-        (n,) float32). The latter hold a reading of the clock, some 0.02 us."""
-        cdef TreeModel *m = self._tree(slot)
+        (n,) float32). The latter hold a reading of the clock, some 0.02 us.
+
+        portable: packed trees as on a processor without AVX-512."""
+        cdef TreeModel own = self._tree(slot)[0]
+        cdef TreeModel *m = &own
         cdef const float[:, ::1] x = np.ascontiguousarray(rows, dtype=np.float32)
         cdef float[::1] out = np.empty(x.shape[0], dtype=np.float32)
         cdef TreeScratch scratch
@@ -274,6 +277,8 @@ cdef class Models:
         cdef double whole
         if not m.kind or x.shape[0] == 0 or x.shape[1] != m.features:
             raise ValueError(f"no rows of the model's {m.features} floats")
+        if portable:
+            own.packed.wide = 0
         with nogil:
             clock_gettime(CLOCK_MONOTONIC, &start)
             for i in range(x.shape[0]):

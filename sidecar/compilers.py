@@ -232,7 +232,8 @@ def _call_library(path: Path, model: Any, rows: Any) -> Any:
     return out
 
 
-def compile_checkpoint(checkpoint: Path, folder: Path, stem: str, jobs: int) -> TreeLibrary:
+def compile_checkpoint(checkpoint: Path, folder: Path, stem: str, jobs: int,
+                       flags: tuple[str, ...] = CFLAGS) -> TreeLibrary:
     """Generate, compile, link and check one Treelite checkpoint; the library lands in folder.
 
     Raises CompileError."""
@@ -260,7 +261,7 @@ def compile_checkpoint(checkpoint: Path, folder: Path, stem: str, jobs: int) -> 
         names = [entry["name"] for entry in recipe["sources"]]
         with ThreadPoolExecutor(max(1, jobs)) as pool:
             list(pool.map(
-                lambda name: _gcc([*compiler, *CFLAGS, "-c", f"{name}.c", "-o", f"{name}.o"], source), names))
+                lambda name: _gcc([*compiler, *flags, "-c", f"{name}.c", "-o", f"{name}.o"], source), names))
         _gcc([*compiler, *LDFLAGS, "-o", "lib.so", *(f"{name}.o" for name in names), "-lm"], source)
         rows = check_rows(model)
         want, got = reference(model, rows), _call_library(source / "lib.so", model, rows)
