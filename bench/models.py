@@ -13,7 +13,9 @@ takes minutes for more) and kept in a cache. Peers use one thread.
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -186,7 +188,10 @@ def library(model: Model, cache: Path) -> tuple[Path, compilers.TreeLibrary]:
         folder.mkdir(mode=0o700, parents=True)
         (folder / "model").write_bytes(content)
         try:
-            built = compilers.compile_checkpoint(folder / "model", folder, "model", len(os.sched_getaffinity(0)), flags)
+            # both libraries print notes about each other's version
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                built = compilers.compile_checkpoint(folder / "model", folder, "model",
+                                                     len(os.sched_getaffinity(0)), flags)
         except compilers.CompileError as e:
             raise Unavailable(str(e)) from e
         (folder / "library.json").write_text(json.dumps(asdict(built)))
