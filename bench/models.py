@@ -188,10 +188,7 @@ def library(model: Model, cache: Path) -> tuple[Path, compilers.TreeLibrary]:
         folder.mkdir(mode=0o700, parents=True)
         (folder / "model").write_bytes(content)
         try:
-            # both libraries print notes about each other's version
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                built = compilers.compile_checkpoint(folder / "model", folder, "model",
-                                                     len(os.sched_getaffinity(0)), flags)
+            built = compilers.compile_checkpoint(folder / "model", folder, "model", len(os.sched_getaffinity(0)), flags)
         except compilers.CompileError as e:
             raise Unavailable(str(e)) from e
         (folder / "library.json").write_text(json.dumps(asdict(built)))
@@ -401,7 +398,11 @@ def command(rounds: int, rows: int, quick: bool, skip: tuple[str, ...], only: tu
     makers = {name: make for name, make in makers.items() if not only or any(text in name for text in only)}
     out: list[dict[str, Any]] = []
     left_out: list[str] = []
-    with warnings.catch_warnings(), Progress(SpinnerColumn(), TextColumn("{task.description}"), console=errors,
+    # the libraries print notes about each other's versions, to either stream
+    silent = contextlib.ExitStack()
+    for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
+        silent.enter_context(redirect(io.StringIO()))
+    with silent, warnings.catch_warnings(), Progress(SpinnerColumn(), TextColumn("{task.description}"), console=errors,
                                              disable=not errors.is_terminal, transient=True) as progress:
         warnings.simplefilter("ignore")
         task = progress.add_task("", total=None)
