@@ -20,8 +20,8 @@ from sklearn.ensemble import (
 )
 from treelite import model_builder as mb
 
-from native.models import LIMITS, ModelsError, packed_predict
-from sidecar import compilers, packing
+from native.models import LIMITS, Models, ModelsError, packed_predict
+from sidecar import compilers, engines, packing
 
 ODD = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 1e-39, 3.4028234663852886e38, -3.4028234663852886e38]
 
@@ -338,3 +338,44 @@ def test_the_child_says_why_for_each_model(tmp_path: Path, capsys):
     assert answer["good"]["trees"] == 4
     assert "none" in answer["none"]["error"]
     assert {p.name for p in tmp_path.glob("*.packed")} == {"good.packed"}
+
+
+# ---------------------------------------------------------------- both engines on the same trees
+
+def random_tree(rng: np.random.Generator, depth: int, infinite: bool) -> object:
+    if depth == 0 or rng.random() < 0.1:
+        return float(np.float32(rng.normal()))
+    value = float(rng.choice([np.inf, -np.inf])) if infinite and rng.random() < 0.2 else float(np.float32(rng.normal()))
+    operator = str(rng.choice(["<", "<=", ">", ">=", "=="]))
+    return ((int(rng.integers(4)), value, bool(rng.integers(2)), operator), random_tree(rng, depth - 1, infinite),
+            random_tree(rng, depth - 1, infinite))
+
+
+def made_by(engine: engines.Engine, model: treelite.Model, folder: Path) -> Models:
+    folder.mkdir(mode=0o700)
+    (folder / "model").write_bytes(model.serialize_bytes())
+    built = engines.build({"model": folder / "model"}, {"model": engines.Choice(engine)}, folder)["model"]
+    engines.single_runtime(folder, built)
+    return Models(folder)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_engines_agree_on_trees_with_every_operator(seed, tmp_path):
+    rng = np.random.default_rng(seed)
+    model = build([random_tree(rng, 7, False) for _ in range(24)], wide=bool(seed % 2))
+    rows = odd_rows(model, 3000, seed)
+    want = compilers.reference(model, rows)
+    for engine in engines.ENGINES:
+        with made_by(engine, model, tmp_path / engine) as models:
+            np.testing.assert_allclose(models.predict("isolation", rows), want, rtol=1e-6, atol=1e-6 * size_of(model))
+
+
+def test_infinite_thresholds_are_packed_rightly_and_never_compiled_wrongly(tmp_path):
+    """TL2cgen's C gets them wrong; the comparison with GTIL has to find it."""
+    rng = np.random.default_rng(1)
+    model = build([random_tree(rng, 5, True) for _ in range(20)], wide=False)
+    assert_agrees(model, odd_rows(model, 1000, 1))
+    with made_by("packed", model, tmp_path / "packed") as models:
+        assert models.engine("isolation") == "packed"
+    with pytest.raises(compilers.CompileError, match="differs from Treelite's own result"):
+        made_by("compiled", model, tmp_path / "compiled")

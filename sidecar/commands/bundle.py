@@ -115,6 +115,9 @@ def engine_table(bundle: Bundle) -> Table:
 def measure(path: str, engine: str | None) -> None:
     """Time packed and compiled trees on this machine and write the figures into the manifest.
 
+    The rows are made up near the trees' thresholds, where compiled branches can't be predicted; `outrider train`
+    takes benign rows of its data.
+
     With `engine: auto` the faster of the two is used on this kind of processor, and packed trees elsewhere.
     Without a C compiler only packed trees are timed. The bundle's hash changes."""
     bundle = load(path, schemas=True)
