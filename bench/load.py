@@ -30,6 +30,8 @@ import math
 import re
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,12 @@ SETTLE_US = 300_000  # of the open loop's start is left out: connections are bei
 OUTPUT_MAX = 4000  # characters of a generator's complaint that are shown
 # shares of requests at or below; the rest falls by a tenth of a decade from point to point
 PERCENTILES = tuple(100 * (1 - 10 ** (-step / 10)) for step in range(51))
+
+
+# Set by the command's signal handlers. The exception that they raise can get lost in a destructor or a callback, where
+# Python ignores exceptions; this can't.
+STOP = threading.Event()
+STOP_CHECK_S = 0.25
 
 
 class LoadError(Exception):
@@ -108,10 +116,16 @@ def run(line: Sequence[str], timeout_s: float) -> tuple[str, int | None]:
         start_new_session=True,
         preexec_fn=end_with_parent,
     )
+    ends = time.monotonic() + timeout_s
     try:
-        out, _ = process.communicate(timeout=timeout_s)
-        return out.decode("utf-8", "replace"), process.returncode
-    except subprocess.TimeoutExpired:
+        while time.monotonic() < ends:
+            if STOP.is_set():
+                raise KeyboardInterrupt
+            try:
+                out, _ = process.communicate(timeout=STOP_CHECK_S)
+            except subprocess.TimeoutExpired:
+                continue
+            return out.decode("utf-8", "replace"), process.returncode
         process.terminate()
         try:
             out, _ = process.communicate(timeout=2)

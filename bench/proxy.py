@@ -189,7 +189,7 @@ def facts(plan: Plan) -> dict[str, str]:
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         **measure.machine(),
         "proxy": envoy_version(),
-        "outrider": version(),
+        **({} if version().endswith("unknown") else {"outrider": version()}),
         "load": f"wrk {tools['wrk']} (closed loop), h2load {tools['h2load']} (open loop)",
         "method": (
             f"{plan.rounds} round{'s' if plan.rounds > 1 else ''}, slices of {plan.duration_s} s (half of it at "

@@ -197,6 +197,19 @@ def test_a_generator_that_hangs_is_ended() -> None:
     assert (out, status) == ("begun\n", None)
 
 
+def test_a_signal_whose_exception_got_lost_still_ends_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+    import time
+
+    stop = threading.Event()
+    monkeypatch.setattr(load, "STOP", stop)
+    threading.Timer(0.2, stop.set).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        load.run(["/bin/sleep", "60"], 60)
+    assert time.monotonic() - started < 30
+
+
 @pytest.mark.parametrize("case", list(traffic.CASES))
 def test_requests_are_different_and_well_formed(case: str, tmp_path: Path) -> None:
     requests = traffic.variants(case)

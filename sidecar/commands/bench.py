@@ -110,17 +110,18 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     except ModuleNotFoundError as error:
         raise click.ClickException(missing("bench")) from error
     from bench.hosts import HostError
-    from bench.load import LoadError
+    from bench.load import STOP, LoadError
     from sidecar.demo.envoy import DemoError
 
     if given["html"] is not None and not given["html"].absolute().parent.is_dir():
         raise click.UsageError(f"--html: there is no folder {given['html'].absolute().parent}")
 
     def told(*_: object) -> None:
+        STOP.set()
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, told)
-    signal.signal(signal.SIGHUP, told)
+    STOP.clear()
+    handlers = {n: signal.signal(n, told) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         status = soak(given) if given["soak"] else compare(given)
     except (HostError, LoadError, DemoError) as error:
@@ -129,6 +130,9 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     except KeyboardInterrupt:
         click.echo("outrider bench: stopped; everything it had started is ended", err=True)
         status = 130
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     sys.exit(status)
 
 
