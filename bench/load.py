@@ -137,6 +137,8 @@ def run(line: Sequence[str], timeout_s: float) -> tuple[str, int | None]:
         if process.poll() is None:
             process.kill()
             process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 # ---- closed loop -----------------------------------------------------------------------------------------
