@@ -27,6 +27,7 @@ RATE_SHARES = (0.1, 0.25, 0.5, 0.8)  # of the floor's ceiling
 RATE_TOO_HIGH = 1.0  # of a host's own ceiling: the first rate beyond it is run, those above aren't
 OPEN_RATE_MIN = 20.0
 OTHERS_MAX = 0.05  # cores
+SPREAD_MAX = 1.3  # fastest round to slowest
 WARM_UP, WARM_UP_TIMEOUT_S = 1000, 60.0  # requests per host and case
 KEPT_UP = 0.95  # of the rate asked for
 
@@ -368,7 +369,7 @@ def capacity(host: str, case: str, rows: Sequence[dict[str, Any]]) -> Verdict:
 def complaints(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
     """What makes figures worth less: refusals, requests let through unjudged, skipped stages, a wide spread. Rates
     that were too much for a host are left out: it is overload that they show."""
-    out = []
+    out, unsteady = [], []
     for row in rows:
         if not row["kept_up"]:
             continue
@@ -386,14 +387,11 @@ def complaints(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
         if row["non2xx"] > row["refused"]:
             strange = row["non2xx"] - row["refused"]
             out.append(Verdict(f"{where}: {strange:,} answers were neither 2xx nor a decision.", False))
-        if row["mode"] == "closed" and row["rps_low"] > 0 and row["rps_high"] / row["rps_low"] > 1.3:
-            out.append(
-                Verdict(
-                    f"{where}: throughput varied from {row['rps_low']:,.0f} to {row['rps_high']:,.0f} "
-                    "between rounds; a quiet machine or more rounds would say more.",
-                    caution=True,
-                )
-            )
+        if row["mode"] == "closed" and row["rps_low"] > 0 and row["rps_high"] / row["rps_low"] > SPREAD_MAX:
+            unsteady.append(f"{where} ({row['rps_low']:,.0f} to {row['rps_high']:,.0f}/s)")
+    if unsteady:
+        text = "Throughput varied much between rounds; a quiet machine or more rounds would say more: "
+        out.append(Verdict(text + "; ".join(unsteady) + ".", caution=True))
     return out
 
 

@@ -318,6 +318,13 @@ def test_what_spoils_figures_is_said(counts: dict[str, int], words: str) -> None
     assert not any(words in v.text for v in proxy.verdicts(a_run(native=[a_slice()])))
 
 
+def test_an_unsteady_run_is_said_once() -> None:
+    run = a_run(bare=[a_slice(2000), a_slice(1000)], native=[a_slice(1000), a_slice(500)])
+    said = [v for v in proxy.verdicts(run) if "varied" in v.text]
+    assert [v.caution for v in said] == [True]
+    assert "bare, get, 32 connections (1,000 to 2,000/s); native" in said[0].text
+
+
 def test_non2xx_that_is_no_decision_is_said() -> None:
     run = a_run(native=[replace(a_slice(refused=3), sample=sample(non2xx=5))])
     assert any("2 answers were neither" in v.text for v in proxy.verdicts(run))
