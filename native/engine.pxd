@@ -15,6 +15,7 @@ from native.models cimport (
     ModelSet, TreeScratch, models_behaviour_score, models_text_score, tree_predict, tree_predict_text)
 from native.policy cimport *
 from native.reasons cimport *
+from native.shedding cimport *
 from native.text cimport TextResult, TextScratch, text_score
 from native.windows cimport *
 
@@ -34,12 +35,16 @@ cdef struct Worker:
     ModelSlot *slot
     ModelSet *in_use             # what this worker scores with now; the swapper waits for it to change
     CounterSlot *counters
+    RouteCounters *route_counters    # ROUTES_MAX
     uint64_t policy_generation
     uint64_t random
     uint8_t unhurried            # no stage is skipped for lack of time: training, replay, tests
     float stage_ns[6]            # running mean cost of each stage
     float text_ns_per_byte
+    float tail_ns                # what comes after the last stage
+    float text_late_ns           # how long the text stage goes on after its deadline
     uint32_t since_stage_run[6]  # decisions since a stage last ran: its estimate is aged when starved
+    uint32_t aged                # bits of Stage: estimates halved since the stage last ran
     uint8_t anonymous            # look at the text alone: no principal is read from the headers
     float behaviour[32]          # the last row, for training and for people
     TreeScratch trees
@@ -298,6 +303,8 @@ cdef inline void write_event(Worker *w, const Request *r, const Decision *d) noe
     if n:
         memcpy(e.agent, agent.p, n)
     e.agent_n = <uint16_t>n
+    e.route_n = w.policy.route[d.route].name_n
+    memcpy(e.route, w.policy.route[d.route].name, NAME_MAX)
     event_publish(e, position)
     count(w, COUNT_EVENTS, 1)
 
@@ -310,49 +317,111 @@ cdef inline float next_random(Worker *w) noexcept nogil:
     return <float>((w.random * <uint64_t>2685821657736338717u) >> 40) / 16777216.0
 
 
-cdef inline void finish(Worker *w, const Request *r, Decision *d, uint64_t start_ns) noexcept nogil:
-    """What is carried out, the counters, and the event."""
+cdef inline float drift(float mean, uint64_t ns, float most) noexcept nogil:
+    """A running mean, one step on. An outlier (the thread was scheduled away) must not count for long."""
+    return mean + 0.05 * ((<float>ns if ns < most else most) - mean)
+
+
+cdef inline void finish(Worker *w, const Request *r, Decision *d, uint64_t start_ns, uint64_t since_ns) noexcept nogil:
+    """What is carried out, the counters, and the event. since_ns: when the last stage was done; 0: no stage but
+    the lists was asked."""
+    cdef const RoutePolicy *route = &w.policy.route[d.route]
+    cdef RouteCounters *own = &w.route_counters[route.slot]
+    cdef uint64_t now
+    cdef uint32_t bit
+    cdef bint over
     cdef int i
     d.enforced = d.action
     if d.mode == MODE_OBSERVE and d.action > ACTION_TAG:
         d.enforced = ACTION_TAG
     d.retry_after_s = w.policy.retry_after_s if d.enforced == ACTION_THROTTLE else 0
-    d.spent_ns = <uint32_t>(or_now_ns() - start_ns)
     count(w, COUNT_REQUESTS, 1)
     count(w, COUNT_ACTION + d.action, 1)
     count(w, COUNT_ENFORCED + d.enforced, 1)
-    or_add64(&w.counters.route_action[d.route & 255][d.action], 1)
+    or_add64(&own.action[d.action], 1)
     if d.skipped:
         for i in range(STAGES):
-            if d.skipped & (<uint32_t>1 << i):
+            bit = <uint32_t>1 << i
+            if d.skipped & bit:
                 count(w, COUNT_SKIPPED + i, 1)
-    if d.budget_us and d.spent_ns > d.budget_us * <uint64_t>1000:
-        count(w, COUNT_OVERRUNS, 1)
+                or_add64(&own.skipped[i], 1)
+                if d.shed & bit:
+                    count(w, COUNT_SHED, 1)
+                    or_add64(&own.shed[i], 1)
+        if d.skipped & (1 << STAGE_TEXT) and d.stage_ns[STAGE_TEXT]:
+            count(w, COUNT_TEXT_PART, 1)
+            or_add64(&own.text_part, 1)
     for i in range(STAGES):
         if d.stage_ns[i]:
-            or_add64(&w.counters.histogram[i][bucket_of_ns(d.stage_ns[i])], 1)
-    or_add64(&w.counters.histogram[STAGES][bucket_of_ns(d.spent_ns)], 1)
+            or_add64(&own.stage[i][bucket_of_ns(d.stage_ns[i])], 1)
+    now = or_now_ns()
+    d.spent_ns = spent_ns(start_ns, now)
     if d.action != ACTION_ALLOW or w.policy.allow_sample >= 1 or next_random(w) < w.policy.allow_sample:
         write_event(w, r, d)
+        now = or_now_ns()                         # handing the record on is part of the time taken
+        d.spent_ns = spent_ns(start_ns, now)
+    or_add64(&own.latency[or_fine_bucket(d.spent_ns)], 1)
+    or_add64(&own.spent_ns, d.spent_ns)
+    if d.budget_us:
+        over = d.spent_ns > d.budget_us * <uint64_t>1000
+        if over:
+            count(w, COUNT_OVERRUNS, 1)
+            or_add64(&own.overruns, 1)
+        # what the lists have settled in no time says nothing about those that went through the stages
+        if since_ns and w.policy.shed and not w.unhurried:
+            shed_note(&w.arena.control[route.slot], over, now // 1000000, w.policy.n_skip, w.policy.shed_hold_ms)
+    if since_ns:
+        w.tail_ns = drift(w.tail_ns, now - since_ns, 20000)
+
+
+cdef inline uint32_t spent_ns(uint64_t start_ns, uint64_t now_ns) noexcept nogil:
+    cdef uint64_t ns = now_ns - start_ns
+    return <uint32_t>(ns if ns < 4000000000u else 4000000000u)
 
 
 cdef inline uint64_t stage_done(Worker *w, Decision *d, int stage, uint64_t since_ns) noexcept nogil:
     cdef uint64_t now = or_now_ns()
-    cdef uint64_t ns = now - since_ns
-    if ns > 4000000000u:
-        ns = 4000000000u
-    d.stage_ns[stage] = <uint32_t>ns | 1          # 0 means: did not run
-    # an outlier (the thread was scheduled away) must not shut a stage off for long
-    w.stage_ns[stage] += 0.05 * ((<float>ns if ns < 200000 else <float>200000) - w.stage_ns[stage])
+    cdef uint32_t ns = spent_ns(since_ns, now)
+    d.stage_ns[stage] = ns | 1                    # 0 means: did not run
+    if w.aged & (<uint32_t>1 << stage):
+        # tried again after a long time: what it costs now counts, not what was left of an old estimate
+        w.aged &= ~(<uint32_t>1 << stage)
+        w.stage_ns[stage] = <float>min(ns, <uint32_t>200000)
+    else:
+        w.stage_ns[stage] = drift(w.stage_ns[stage], ns, 200000)
     w.since_stage_run[stage] = 0
     return now
+
+
+cdef inline float left_ns(const Worker *w, uint64_t now_ns, uint64_t deadline_ns) noexcept nogil:
+    """Time for stages before the deadline: what comes after them needs its own."""
+    cdef float left = <float>(deadline_ns - now_ns) if deadline_ns > now_ns else 0.0
+    left -= 1.25 * w.tail_ns + 500
+    return left if left > 0 else 0.0
+
+
+cdef inline uint64_t text_deadline(const Worker *w, uint32_t todo, uint64_t now_ns, uint64_t deadline_ns) noexcept nogil:
+    """When the text stage must stop. Behind it comes what it does after its deadline, and of the trees those in
+    todo that don't give way before the text does."""
+    cdef float left = left_ns(w, now_ns, deadline_ns) - 1.5 * w.text_late_ns
+    cdef uint32_t later = todo & ((<uint32_t>1 << STAGE_XGBOOST) | (<uint32_t>1 << STAGE_FOREST))
+    cdef int i
+    for i in range(w.policy.n_skip):
+        if w.policy.skip[i] == STAGE_TEXT:
+            break
+        if w.policy.skip[i] < STAGES:
+            later &= ~(<uint32_t>1 << w.policy.skip[i])
+    for i in range(STAGE_XGBOOST, STAGES):
+        if later & (<uint32_t>1 << i):
+            left -= w.stage_ns[i]
+    return now_ns + (<uint64_t>left if left > 1 else 1)
 
 
 cdef inline uint32_t plan_skips(Worker *w, uint32_t todo, uint64_t now_ns, uint64_t deadline_ns,
                                 uint32_t text_bytes) noexcept nogil:
     """Which of the stages still to do must give way so that the rest fits before the deadline:
     bits of Stage, in the policy's order."""
-    cdef float left = <float>(deadline_ns - now_ns) if deadline_ns > now_ns else 0.0
+    cdef float left = left_ns(w, now_ns, deadline_ns)
     cdef float need = 0
     cdef float cost[6]
     cdef uint32_t skip = 0
@@ -373,23 +442,48 @@ cdef inline uint32_t plan_skips(Worker *w, uint32_t todo, uint64_t now_ns, uint6
                 continue
             skip |= <uint32_t>1 << stage
             need -= cost[stage]
+            if cost[stage] < left or left < 2000:
+                continue                          # not by its own cost
             w.since_stage_run[stage] += 1
             if w.since_stage_run[stage] > 1000:
                 # nothing runs, so nothing is measured: forget slowly, then try again
                 w.stage_ns[stage] *= 0.5
-                w.text_ns_per_byte *= 0.5
+                if stage == STAGE_TEXT:
+                    w.text_ns_per_byte *= 0.5
                 w.since_stage_run[stage] = 0
+                w.aged |= <uint32_t>1 << stage
     if skip & (<uint32_t>1 << STAGE_TEXT):
         # without values there is nothing to describe
         skip |= todo & ((<uint32_t>1 << STAGE_XGBOOST) | (<uint32_t>1 << STAGE_FOREST))
     return skip
 
 
+cdef inline uint32_t shed_stages(const Worker *w, const RoutePolicy *route) noexcept nogil:
+    """Bits of the stages that this route does without at present."""
+    cdef uint32_t bits = shed_bits(w.policy.skip, w.policy.n_skip, shed_level(&w.arena.control[route.slot]))
+    if bits & (1 << STAGE_TEXT):
+        # without values there is nothing to describe
+        bits |= (1 << STAGE_XGBOOST) | (1 << STAGE_FOREST)
+    return bits
+
+
+cdef inline void text_cost(Worker *w, float ns_per_byte, uint64_t until_ns, uint64_t now_ns) noexcept nogil:
+    """Learn from a text just read, whole or up to its deadline."""
+    ns_per_byte = min(ns_per_byte, 200)
+    if not w.found.overrun:
+        w.text_ns_per_byte += 0.05 * (ns_per_byte - w.text_ns_per_byte)
+        return
+    # so much for a part: all of it would have cost more. By steps: the thread may have been scheduled away
+    if ns_per_byte > w.text_ns_per_byte:
+        w.text_ns_per_byte = min(ns_per_byte, 1.25 * w.text_ns_per_byte)
+    w.text_late_ns = drift(w.text_late_ns, now_ns - until_ns if now_ns > until_ns else 0, 20000)
+
+
 cdef inline bint look_at_client(Worker *w, const Request *r, const Shape *shape, ClientEntry *by_address,
                                 ClientEntry *by_principal, const Decision *d, Finding *f) noexcept nogil:
     """Detectors on both entries, the row for the Isolation Forest from the principal's where there
     is one: an address may be an office. True where there is a row. Both entries are locked."""
-    cdef RouteStats *route = &w.arena.routes[d.route]
+    cdef RouteStats *route = &w.arena.routes[w.policy.route[d.route].slot]
     cdef ClientEntry *e
     cdef Finding fresh
     memset(&fresh, 0, sizeof(fresh))
@@ -449,13 +543,13 @@ cdef inline int action_of(const RoutePolicy *route, float score, int most) noexc
 
 cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogil:
     """From a request to a decision. Fills all of d."""
-    cdef uint64_t start = or_now_ns(), now = start, deadline = <uint64_t>-1
+    cdef uint64_t start = or_now_ns(), now = start, deadline = <uint64_t>-1, text_until = <uint64_t>-1
     cdef const RoutePolicy *route
     cdef const BlockEntry *block
     cdef ModelSet *models
     cdef ClientEntry *by_address = NULL
     cdef ClientEntry *by_principal = NULL
-    cdef uint32_t lock_address = 0, lock_principal = 0, todo, skip, bytes
+    cdef uint32_t lock_address = 0, lock_principal = 0, todo, skip, shed = 0, bytes
     cdef Shape shape
     cdef Finding f, claim
     cdef float unusual = 0, xgboost = NAN, forest = NAN
@@ -470,7 +564,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     d.time_us = r.time_us
     d.body_state = r.body_state
     if not worker_refresh(w):
-        finish(w, r, d, start)                    # no policy yet: allowed, and counted
+        finish(w, r, d, start, 0)                 # no policy yet: allowed, and counted
         return
 
     # 1. the route and who is asking
@@ -511,7 +605,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     if d.action == ACTION_ALLOW and route.exempt:
         add_reason(d, REASON_EXEMPT_ROUTE, 0)
     if d.action != ACTION_ALLOW or route.exempt:
-        finish(w, r, d, start)
+        finish(w, r, d, start, 0)
         return
 
     # 3. the client's entries: windows of address and principal. Locked until the features are
@@ -541,7 +635,12 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         todo |= (1 << STAGE_TEXT) | (1 << STAGE_XGBOOST) | (1 << STAGE_FOREST)
     bytes = r.path.n + r.query.n + 64 * r.n_headers
     bytes += r.body.n if r.body.n < w.policy.text.body_bytes_max else w.policy.text.body_bytes_max
-    skip = plan_skips(w, todo, now, deadline, bytes) if hurried else 0
+    skip = 0
+    if hurried:
+        if w.policy.shed:
+            shed = todo & shed_stages(w, route)
+            d.shed = shed
+        skip = shed | plan_skips(w, todo & ~shed, now, deadline, bytes)
     has_row = False
     is_held = by_address != NULL and held(by_address, &w.policy, r.time_us, &f)
     if (by_principal != NULL and held(by_principal, &w.policy, r.time_us, &claim)
@@ -566,15 +665,17 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     todo &= ~(<uint32_t>1 << STAGE_BEHAVIOUR)
     d.skipped = skip & (1 << STAGE_BEHAVIOUR)
     if todo and hurried:
-        skip = plan_skips(w, todo, now, deadline, bytes)
+        skip = todo & shed | plan_skips(w, todo & ~shed, now, deadline, bytes)
         d.skipped |= skip
     elif todo == 0:
         skip = 0
     if todo and not skip & (1 << STAGE_TEXT):
-        text_score(r, &models.text, &w.policy.text, &w.text, &w.found, deadline)
+        if hurried:
+            text_until = text_deadline(w, todo & ~skip, now, deadline)
+        text_score(r, &models.text, &w.policy.text, &w.text, &w.found, text_until)
         d.raw_linear = w.found.linear
         now = stage_done(w, d, STAGE_TEXT, now)
-        w.text_ns_per_byte += 0.05 * (<float>d.stage_ns[STAGE_TEXT] / <float>(bytes + 1) - w.text_ns_per_byte)
+        text_cost(w, <float>d.stage_ns[STAGE_TEXT] / <float>(bytes + 1), text_until, now)
         if w.found.cut:
             count(w, COUNT_TEXT_CUT, 1)
             is_cut = True
@@ -582,7 +683,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
             d.skipped |= 1 << STAGE_TEXT
         todo = (1 << STAGE_XGBOOST) | (1 << STAGE_FOREST)
         if hurried:
-            skip = plan_skips(w, todo, now, deadline, 0)
+            skip = todo & shed | plan_skips(w, todo & ~shed, now, deadline, 0)
             d.skipped = (d.skipped & ~todo) | skip    # the text may have taken less than was feared
         if not skip & (1 << STAGE_XGBOOST):
             xgboost = tree_predict_text(&models.xgboost, w.found.linear, w.found.features, &w.trees)
@@ -647,7 +748,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         count(w, COUNT_HEADERS_DROPPED, 1)
     # neither clearly one thing nor the other: for the judge
     d.escalate = 1 if d.action == ACTION_TAG else 0
-    finish(w, r, d, start)
+    finish(w, r, d, start, now)
 
 
 cdef inline void worker_respond(Worker *w, const Decision *d, int status, int64_t response_us,
@@ -685,6 +786,9 @@ cdef inline void worker_init(Worker *w, Arena *arena, ModelSlot *slot) noexcept 
     n = or_add64(&arena.head.next_slot, 1) % arena.head.counter_slots
     w.counters = &arena.counters[n]
     w.random = mix64(or_now_ns() + n) | 1
+    w.route_counters = &arena.route_counters[n * ROUTES_MAX]
     w.text_ns_per_byte = 20
+    w.tail_ns = 1000
+    w.text_late_ns = 2000
     for n in range(STAGES):
         w.stage_ns[n] = 3000

@@ -313,6 +313,22 @@ class Latency(Section):
             "Which stages may be left out, the first to give way first. A stage that isn't named always runs."
         ),
     )
+    shed: Boolean = Field(
+        True,
+        description=(
+            "true: a route of whose decisions more than 1% overrun leaves stages out altogether, in the order of "
+            "skip, one more each time, and takes them back one by one when it recovers."
+        ),
+    )
+    recover_ms: Annotated[int, Duration("100ms", "5m", "ms")] = Field(
+        1000,
+        alias="recover",
+        description=(
+            "How long a route does without a stage before it tries it again. Doubles with each trial that fails, "
+            "up to 5 minutes."
+        ),
+        examples=["1s", "30s"],
+    )
 
 
 class TextSettings(Section):
