@@ -324,8 +324,8 @@ cdef class ArenaFile:
         spent_s (sum), stages (name -> counts by HISTOGRAM_BOUNDS_US), actions (name -> count, as decided), skipped and
         shed (name -> count; skipped is for whatever reason), texts_in_part, overruns, shed_now (names, in the order in
         which they went), sheds and taken_back (how often)."""
-        cdef uint64_t total[198]                  # a RouteCounters without its padding
-        cdef RouteCounters *sum_ = <RouteCounters *>total
+        cdef RouteCounters sum_
+        cdef uint64_t *total = <uint64_t *>&sum_
         cdef const uint64_t *one
         cdef const RoutePolicy *route
         cdef const RouteControl *control
@@ -338,10 +338,10 @@ cdef class ArenaFile:
         for r in range(policy.n_routes):
             route = &policy.route[r]
             control = &self.arena.control[route.slot]
-            memset(total, 0, sizeof(total))
+            memset(total, 0, sizeof(RouteCounters))
             for s in range(self.arena.head.counter_slots):
                 one = <const uint64_t *>&self.arena.route_counters[<uint64_t>s * ROUTES_MAX + route.slot]
-                for at in range(198):
+                for at in range(<int>(sizeof(RouteCounters) // 8)):
                     total[at] += one[at]
             bits = shed_bits(policy.skip, policy.n_skip, shed_level(control)) if policy.shed and route.budget_us else 0
             latency = [sum_.latency[b] for b in range(LATENCY_BUCKETS)]

@@ -43,6 +43,7 @@ cdef struct Worker:
     float text_ns_per_byte
     float tail_ns                # what comes after the last stage
     float text_late_ns           # how long the text stage goes on after its deadline
+    float margin_ns              # kept free so that few of the texts read up to their deadline overrun the budget
     uint32_t since_stage_run[6]  # decisions since a stage last ran: its estimate is aged when starved
     uint32_t aged                # bits of Stage: estimates halved since the stage last ran
     uint8_t anonymous            # look at the text alone: no principal is read from the headers
@@ -370,6 +371,8 @@ cdef inline void finish(Worker *w, const Request *r, Decision *d, uint64_t start
         # what the lists have settled in no time says nothing about those that went through the stages
         if since_ns and w.policy.shed and not w.unhurried:
             shed_note(&w.arena.control[route.slot], over, now // 1000000, w.policy.n_skip, w.policy.shed_hold_ms)
+        if d.skipped & (1 << STAGE_TEXT) and d.stage_ns[STAGE_TEXT]:
+            text_margin(w, d)
     if since_ns:
         w.tail_ns = drift(w.tail_ns, now - since_ns, 20000)
 
@@ -400,10 +403,22 @@ cdef inline float left_ns(const Worker *w, uint64_t now_ns, uint64_t deadline_ns
     return left if left > 0 else 0.0
 
 
-cdef inline uint64_t text_deadline(const Worker *w, uint32_t todo, uint64_t now_ns, uint64_t deadline_ns) noexcept nogil:
+cdef inline void text_margin(Worker *w, const Decision *d) noexcept nogil:
+    """After a text read up to its deadline: keep more free if that overran, a little less if not. It settles where one
+    in 250 overruns; interruptions by the machine come on top of what the stages cost."""
+    cdef float budget = <float>d.budget_us * 1000
+    if d.spent_ns > budget:
+        w.margin_ns = min(w.margin_ns + 1000, 0.25 * budget)
+    elif w.margin_ns >= 4:
+        w.margin_ns -= 4
+
+
+cdef inline uint64_t text_deadline(const Worker *w, uint32_t todo, uint32_t budget_us, uint64_t now_ns,
+                                   uint64_t deadline_ns) noexcept nogil:
     """When the text stage must stop. Behind it comes what it does after its deadline, and of the trees those in
     todo that don't give way before the text does."""
     cdef float left = left_ns(w, now_ns, deadline_ns) - 1.5 * w.text_late_ns
+    left -= min(w.margin_ns, 0.25 * <float>budget_us * 1000)
     cdef uint32_t later = todo & ((<uint32_t>1 << STAGE_XGBOOST) | (<uint32_t>1 << STAGE_FOREST))
     cdef int i
     for i in range(w.policy.n_skip):
@@ -671,7 +686,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         skip = 0
     if todo and not skip & (1 << STAGE_TEXT):
         if hurried:
-            text_until = text_deadline(w, todo & ~skip, now, deadline)
+            text_until = text_deadline(w, todo & ~skip, route.budget_us, now, deadline)
         text_score(r, &models.text, &w.policy.text, &w.text, &w.found, text_until)
         d.raw_linear = w.found.linear
         now = stage_done(w, d, STAGE_TEXT, now)
