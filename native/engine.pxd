@@ -1,7 +1,7 @@
 """One request's way: `worker_decide`, read top to bottom.
 
-A Worker is what one thread needs to decide: the arena, its own copy of the policy, the models
-in use and scratch memory. Nothing here allocates, waits or raises.
+Nothing here allocates, waits or raises. The Worker is described in native/worker.pxd, how it keeps to the budget in
+native/budget.pxd.
 """
 from libc.math cimport NAN
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -9,99 +9,21 @@ from libc.string cimport memcpy, memset
 
 from native.arena cimport *
 from native.base cimport *
+from native.budget cimport *
 from native.clients cimport *
-from native.identity cimport TOKEN_MAX, address_key, header_value, principal_of
-from native.models cimport (
-    ModelSet, TreeScratch, models_behaviour_score, models_text_score, tree_predict, tree_predict_text)
+from native.identity cimport address_key, principal_of
+from native.models cimport ModelSet, models_behaviour_score, models_text_score, tree_predict, tree_predict_text
 from native.policy cimport *
 from native.reasons cimport *
-from native.shedding cimport *
-from native.text cimport TextResult, TextScratch, text_score
+from native.text cimport text_score
 from native.windows cimport *
+from native.worker cimport *
 
 cdef enum:
     TICKET_LOGIN = 1             # bits of Decision.spare, for the response half
     TICKET_STRICT_LOGIN = 2
     TICKET_OBJECT = 4
     ATTACKED_PATHS = 5           # a scanner tries everywhere; a page on which people paste SQL is one path
-
-
-cdef struct ModelSlot:
-    ModelSet *current            # swapped by the control plane; read through worker_models
-
-
-cdef struct Worker:
-    Arena *arena
-    ModelSlot *slot
-    ModelSet *in_use             # what this worker scores with now; the swapper waits for it to change
-    CounterSlot *counters
-    RouteCounters *route_counters    # ROUTES_MAX
-    uint64_t policy_generation
-    uint64_t random
-    uint8_t unhurried            # no stage is skipped for lack of time: training, replay, tests
-    float stage_ns[6]            # running mean cost of each stage
-    float text_ns_per_byte
-    float tail_ns                # what comes after the last stage
-    float text_late_ns           # how long the text stage goes on after its deadline
-    float margin_ns              # kept free so that few of the texts read up to their deadline overrun the budget
-    uint32_t since_stage_run[6]  # decisions since a stage last ran: its estimate is aged when starved
-    uint32_t aged                # bits of Stage: estimates halved since the stage last ran
-    uint8_t anonymous            # look at the text alone: no principal is read from the headers
-    float behaviour[32]          # the last row, for training and for people
-    TreeScratch trees
-    TextScratch text
-    TextResult found
-    char token[4096]
-    Policy policy
-
-
-cdef inline void count(Worker *w, int what, uint64_t n) noexcept nogil:
-    or_add64(&w.counters.value[what], n)
-
-
-cdef inline bint worker_refresh(Worker *w) noexcept nogil:
-    """Take over a new policy, if there is one. False while there never was any."""
-    cdef uint64_t g = or_load64(&w.arena.head.policy_generation)
-    cdef int _tries
-    if g == w.policy_generation:
-        return g != 0
-    for _tries in range(8):
-        memcpy(&w.policy, &w.arena.policy[g & 1], sizeof(Policy))
-        or_fence_acquire()
-        if or_load64(&w.arena.head.policy_generation) == g and w.policy.generation == g:
-            policy_bound(&w.policy)
-            w.policy_generation = g
-            return True
-        g = or_load64(&w.arena.head.policy_generation)
-    # the writer is faster than we copy: go on with the old one, whole, at the next request;
-    # a torn copy must not be used
-    w.policy_generation = 0
-    return False
-
-
-cdef inline ModelSet *worker_models(Worker *w) noexcept nogil:
-    """The current models, marked as in use (a hazard pointer: write, then look again)."""
-    cdef ModelSet *m
-    cdef int _tries
-    for _tries in range(16):
-        m = <ModelSet *>or_load64(<uint64_t *>&w.slot.current)
-        or_store64(<uint64_t *>&w.in_use, <uint64_t>m)
-        or_fence_full()
-        if <ModelSet *>or_load64(<uint64_t *>&w.slot.current) == m:
-            return m
-    or_store64(<uint64_t *>&w.in_use, 0)
-    return NULL
-
-
-cdef inline void worker_models_done(Worker *w) noexcept nogil:
-    or_store64(<uint64_t *>&w.in_use, 0)
-
-
-cdef extern from *:
-    """
-    static inline void or_fence_full(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-    """
-    void or_fence_full() noexcept nogil
 
 
 # -- behaviour ---------------------------------------------------------------------------------
@@ -273,225 +195,6 @@ cdef inline void add_reason(Decision *d, int reason, float value) noexcept nogil
         d.reason[d.n_reasons] = <uint16_t>reason
         d.reason_value[d.n_reasons] = value
         d.n_reasons += 1
-
-
-cdef inline void write_event(Worker *w, const Request *r, const Decision *d) noexcept nogil:
-    cdef uint64_t position
-    cdef uint32_t n
-    cdef Slice agent
-    cdef Event *e = event_claim(w.arena, &position)
-    if e == NULL:
-        count(w, COUNT_EVENTS_DROPPED, 1)
-        return
-    memcpy(&e.decision, d, sizeof(Decision))
-    e.kind = 0
-    e.has_address = r.has_address
-    memcpy(e.address, r.address, 16)
-    n = r.method.n if r.method.n < 16 else 16
-    if n:
-        memcpy(e.method, r.method.p, n)
-    e.method_n = <uint8_t>n
-    n = r.path.n if r.path.n < 256 else 256
-    if n:
-        memcpy(e.path, r.path.p, n)
-    e.path_n = <uint16_t>n
-    n = r.authority.n if r.authority.n < 64 else 64
-    if n:
-        memcpy(e.authority, r.authority.p, n)
-    e.authority_n = <uint16_t>n
-    agent = header_value(r, b"user-agent", 10)
-    n = agent.n if agent.n < 128 else 128
-    if n:
-        memcpy(e.agent, agent.p, n)
-    e.agent_n = <uint16_t>n
-    e.route_n = w.policy.route[d.route].name_n
-    memcpy(e.route, w.policy.route[d.route].name, NAME_MAX)
-    event_publish(e, position)
-    count(w, COUNT_EVENTS, 1)
-
-
-cdef inline float next_random(Worker *w) noexcept nogil:
-    """Uniform in [0, 1), xorshift64*: for sampling only."""
-    w.random ^= w.random >> 12
-    w.random ^= w.random << 25
-    w.random ^= w.random >> 27
-    return <float>((w.random * <uint64_t>2685821657736338717u) >> 40) / 16777216.0
-
-
-cdef inline float drift(float mean, uint64_t ns, float most) noexcept nogil:
-    """A running mean, one step on. An outlier (the thread was scheduled away) must not count for long."""
-    return mean + 0.05 * ((<float>ns if ns < most else most) - mean)
-
-
-cdef inline void finish(Worker *w, const Request *r, Decision *d, uint64_t start_ns, uint64_t since_ns) noexcept nogil:
-    """What is carried out, the counters, and the event. since_ns: when the last stage was done; 0: no stage but
-    the lists was asked."""
-    cdef const RoutePolicy *route = &w.policy.route[d.route]
-    cdef RouteCounters *own = &w.route_counters[route.slot]
-    cdef uint64_t now
-    cdef uint32_t bit
-    cdef bint over
-    cdef int i
-    d.enforced = d.action
-    if d.mode == MODE_OBSERVE and d.action > ACTION_TAG:
-        d.enforced = ACTION_TAG
-    d.retry_after_s = w.policy.retry_after_s if d.enforced == ACTION_THROTTLE else 0
-    count(w, COUNT_REQUESTS, 1)
-    count(w, COUNT_ACTION + d.action, 1)
-    count(w, COUNT_ENFORCED + d.enforced, 1)
-    or_add64(&own.action[d.action], 1)
-    if d.skipped:
-        for i in range(STAGES):
-            bit = <uint32_t>1 << i
-            if d.skipped & bit:
-                count(w, COUNT_SKIPPED + i, 1)
-                or_add64(&own.skipped[i], 1)
-                if d.shed & bit:
-                    count(w, COUNT_SHED, 1)
-                    or_add64(&own.shed[i], 1)
-        if d.skipped & (1 << STAGE_TEXT) and d.stage_ns[STAGE_TEXT]:
-            count(w, COUNT_TEXT_PART, 1)
-            or_add64(&own.text_part, 1)
-    for i in range(STAGES):
-        if d.stage_ns[i]:
-            or_add64(&own.stage[i][bucket_of_ns(d.stage_ns[i])], 1)
-    now = or_now_ns()
-    d.spent_ns = spent_ns(start_ns, now)
-    if d.action != ACTION_ALLOW or w.policy.allow_sample >= 1 or next_random(w) < w.policy.allow_sample:
-        write_event(w, r, d)
-        now = or_now_ns()                         # handing the record on is part of the time taken
-        d.spent_ns = spent_ns(start_ns, now)
-    or_add64(&own.latency[or_fine_bucket(d.spent_ns)], 1)
-    or_add64(&own.spent_ns, d.spent_ns)
-    if d.budget_us:
-        over = d.spent_ns > d.budget_us * <uint64_t>1000
-        if over:
-            count(w, COUNT_OVERRUNS, 1)
-            or_add64(&own.overruns, 1)
-        # what the lists have settled in no time says nothing about those that went through the stages
-        if since_ns and w.policy.shed and not w.unhurried:
-            shed_note(&w.arena.control[route.slot], over, now // 1000000, w.policy.n_skip, w.policy.shed_hold_ms)
-        if d.skipped & (1 << STAGE_TEXT) and d.stage_ns[STAGE_TEXT]:
-            text_margin(w, d)
-    if since_ns:
-        w.tail_ns = drift(w.tail_ns, now - since_ns, 20000)
-
-
-cdef inline uint32_t spent_ns(uint64_t start_ns, uint64_t now_ns) noexcept nogil:
-    cdef uint64_t ns = now_ns - start_ns
-    return <uint32_t>(ns if ns < 4000000000u else 4000000000u)
-
-
-cdef inline uint64_t stage_done(Worker *w, Decision *d, int stage, uint64_t since_ns) noexcept nogil:
-    cdef uint64_t now = or_now_ns()
-    cdef uint32_t ns = spent_ns(since_ns, now)
-    d.stage_ns[stage] = ns | 1                    # 0 means: did not run
-    if w.aged & (<uint32_t>1 << stage):
-        # tried again after a long time: what it costs now counts, not what was left of an old estimate
-        w.aged &= ~(<uint32_t>1 << stage)
-        w.stage_ns[stage] = <float>min(ns, <uint32_t>200000)
-    else:
-        w.stage_ns[stage] = drift(w.stage_ns[stage], ns, 200000)
-    w.since_stage_run[stage] = 0
-    return now
-
-
-cdef inline float left_ns(const Worker *w, uint64_t now_ns, uint64_t deadline_ns) noexcept nogil:
-    """Time for stages before the deadline: what comes after them needs its own."""
-    cdef float left = <float>(deadline_ns - now_ns) if deadline_ns > now_ns else 0.0
-    left -= 1.25 * w.tail_ns + 500
-    return left if left > 0 else 0.0
-
-
-cdef inline void text_margin(Worker *w, const Decision *d) noexcept nogil:
-    """After a text read up to its deadline: keep more free if that overran, a little less if not. It settles where one
-    in 250 overruns; interruptions by the machine come on top of what the stages cost."""
-    cdef float budget = <float>d.budget_us * 1000
-    if d.spent_ns > budget:
-        w.margin_ns = min(w.margin_ns + 1000, 0.25 * budget)
-    elif w.margin_ns >= 4:
-        w.margin_ns -= 4
-
-
-cdef inline uint64_t text_deadline(const Worker *w, uint32_t todo, uint32_t budget_us, uint64_t now_ns,
-                                   uint64_t deadline_ns) noexcept nogil:
-    """When the text stage must stop. Behind it comes what it does after its deadline, and of the trees those in
-    todo that don't give way before the text does."""
-    cdef float left = left_ns(w, now_ns, deadline_ns) - 1.5 * w.text_late_ns
-    left -= min(w.margin_ns, 0.25 * <float>budget_us * 1000)
-    cdef uint32_t later = todo & ((<uint32_t>1 << STAGE_XGBOOST) | (<uint32_t>1 << STAGE_FOREST))
-    cdef int i
-    for i in range(w.policy.n_skip):
-        if w.policy.skip[i] == STAGE_TEXT:
-            break
-        if w.policy.skip[i] < STAGES:
-            later &= ~(<uint32_t>1 << w.policy.skip[i])
-    for i in range(STAGE_XGBOOST, STAGES):
-        if later & (<uint32_t>1 << i):
-            left -= w.stage_ns[i]
-    return now_ns + (<uint64_t>left if left > 1 else 1)
-
-
-cdef inline uint32_t plan_skips(Worker *w, uint32_t todo, uint64_t now_ns, uint64_t deadline_ns,
-                                uint32_t text_bytes) noexcept nogil:
-    """Which of the stages still to do must give way so that the rest fits before the deadline:
-    bits of Stage, in the policy's order."""
-    cdef float left = left_ns(w, now_ns, deadline_ns)
-    cdef float need = 0
-    cdef float cost[6]
-    cdef uint32_t skip = 0
-    cdef int i, stage
-    for i in range(STAGES):
-        cost[i] = 0
-        if todo & (<uint32_t>1 << i):
-            cost[i] = w.text_ns_per_byte * text_bytes if i == STAGE_TEXT else w.stage_ns[i]
-            need += cost[i]
-    for i in range(w.policy.n_skip):
-        if need <= left:
-            break
-        stage = w.policy.skip[i]
-        if stage < STAGES and todo & (<uint32_t>1 << stage) and not skip & (<uint32_t>1 << stage):
-            if stage == STAGE_TEXT and left > 4000 and cost[STAGE_TEXT] > left:
-                # part of the text is better than none: it stops by itself at the deadline
-                need = need - cost[STAGE_TEXT]
-                continue
-            skip |= <uint32_t>1 << stage
-            need -= cost[stage]
-            if cost[stage] < left or left < 2000:
-                continue                          # not by its own cost
-            w.since_stage_run[stage] += 1
-            if w.since_stage_run[stage] > 1000:
-                # nothing runs, so nothing is measured: forget slowly, then try again
-                w.stage_ns[stage] *= 0.5
-                if stage == STAGE_TEXT:
-                    w.text_ns_per_byte *= 0.5
-                w.since_stage_run[stage] = 0
-                w.aged |= <uint32_t>1 << stage
-    if skip & (<uint32_t>1 << STAGE_TEXT):
-        # without values there is nothing to describe
-        skip |= todo & ((<uint32_t>1 << STAGE_XGBOOST) | (<uint32_t>1 << STAGE_FOREST))
-    return skip
-
-
-cdef inline uint32_t shed_stages(const Worker *w, const RoutePolicy *route) noexcept nogil:
-    """Bits of the stages that this route does without at present."""
-    cdef uint32_t bits = shed_bits(w.policy.skip, w.policy.n_skip, shed_level(&w.arena.control[route.slot]))
-    if bits & (1 << STAGE_TEXT):
-        # without values there is nothing to describe
-        bits |= (1 << STAGE_XGBOOST) | (1 << STAGE_FOREST)
-    return bits
-
-
-cdef inline void text_cost(Worker *w, float ns_per_byte, uint64_t until_ns, uint64_t now_ns) noexcept nogil:
-    """Learn from a text just read, whole or up to its deadline."""
-    ns_per_byte = min(ns_per_byte, 200)
-    if not w.found.overrun:
-        w.text_ns_per_byte += 0.05 * (ns_per_byte - w.text_ns_per_byte)
-        return
-    # so much for a part: all of it would have cost more. By steps: the thread may have been scheduled away
-    if ns_per_byte > w.text_ns_per_byte:
-        w.text_ns_per_byte = min(ns_per_byte, 1.25 * w.text_ns_per_byte)
-    w.text_late_ns = drift(w.text_late_ns, now_ns - until_ns if now_ns > until_ns else 0, 20000)
 
 
 cdef inline bint look_at_client(Worker *w, const Request *r, const Shape *shape, ClientEntry *by_address,
@@ -698,6 +401,8 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
             d.skipped |= 1 << STAGE_TEXT
         todo = (1 << STAGE_XGBOOST) | (1 << STAGE_FOREST)
         if hurried:
+            if w.found.overrun:
+                shed |= before_text(&w.policy)    # the text wanted their time, too
             skip = todo & shed | plan_skips(w, todo & ~shed, now, deadline, 0)
             d.skipped = (d.skipped & ~todo) | skip    # the text may have taken less than was feared
         if not skip & (1 << STAGE_XGBOOST):
@@ -791,19 +496,3 @@ cdef inline void worker_respond(Worker *w, const Decision *d, int status, int64_
             if i == 1 and d.client_key:
                 party_answer(e, d.client_key, status, d.spare & TICKET_LOGIN)
         entry_unlock(e, mine)
-
-
-cdef inline void worker_init(Worker *w, Arena *arena, ModelSlot *slot) noexcept nogil:
-    cdef uint64_t n
-    memset(w, 0, sizeof(Worker))
-    w.arena = arena
-    w.slot = slot
-    n = or_add64(&arena.head.next_slot, 1) % arena.head.counter_slots
-    w.counters = &arena.counters[n]
-    w.random = mix64(or_now_ns() + n) | 1
-    w.route_counters = &arena.route_counters[n * ROUTES_MAX]
-    w.text_ns_per_byte = 20
-    w.tail_ns = 1000
-    w.text_late_ns = 2000
-    for n in range(STAGES):
-        w.stage_ns[n] = 3000

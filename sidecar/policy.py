@@ -43,7 +43,7 @@ def compile_policy(settings: Settings) -> dict[str, Any]:
         ),
         "skip": list(settings.latency.skip),
         "shed": settings.latency.shed,
-        "shed_hold_ms": settings.latency.recover_ms,
+        "shed_hold_ms": settings.latency.recover_s * 1000,
         "principals": [
             {
                 "kind": PRINCIPAL_KINDS[source.kind],

@@ -320,8 +320,8 @@ class Latency(Section):
             "skip, one more each time, and takes them back one by one when it recovers."
         ),
     )
-    recover_ms: Annotated[int, Duration("100ms", "5m", "ms")] = Field(
-        1000,
+    recover_s: Annotated[int, Duration("1s", "5m", "s")] = Field(
+        1,
         alias="recover",
         description=(
             "How long a route does without a stage before it tries it again. Doubles with each trial that fails, "
