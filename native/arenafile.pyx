@@ -321,9 +321,10 @@ cdef class ArenaFile:
         """What the arena knows of each route of the current policy, in its order. A list of dicts:
 
         name, path, budget_us (0: none), requests, latency (counts by LATENCY_BOUNDS_US, the last without bound),
-        spent_s (sum), stages (name -> counts by HISTOGRAM_BOUNDS_US), actions (name -> count, as decided), skipped and
-        shed (name -> count; skipped is for whatever reason), texts_in_part, overruns, shed_now (names, in the order in
-        which they went), sheds and taken_back (how often)."""
+        decisions (the same by HISTOGRAM_BOUNDS_US), spent_s (sum), stages (name -> counts by HISTOGRAM_BOUNDS_US),
+        actions (name -> count, as decided), skipped and shed (name -> count; skipped is for whatever reason),
+        texts_in_part, overruns, shed_now (names, in the order in which they went; text_in_part: the text is cut
+        short), sheds and taken_back (how often)."""
         cdef RouteCounters sum_
         cdef uint64_t *total = <uint64_t *>&sum_
         cdef const uint64_t *one
@@ -348,6 +349,7 @@ cdef class ArenaFile:
             out.append({
                 "name": text_of(route.name, route.name_n), "path": text_of(route.path, route.path_n),
                 "budget_us": route.budget_us, "requests": sum(latency), "latency": latency,
+                "decisions": coarse(latency),
                 "spent_s": sum_.spent_ns / 1e9,
                 "stages": {name: [sum_.stage[i][b] for b in range(HISTOGRAM_BUCKETS)]
                            for i, name in enumerate(STAGES_NAMES)},
@@ -355,10 +357,25 @@ cdef class ArenaFile:
                 "skipped": {name: sum_.skipped[i] for i, name in enumerate(STAGES_NAMES)},
                 "shed": {name: sum_.shed[i] for i, name in enumerate(STAGES_NAMES)},
                 "texts_in_part": sum_.text_part, "overruns": sum_.overruns,
-                "shed_now": [STAGES_NAMES[policy.skip[i]] for i in range(policy.n_skip) if bits >> policy.skip[i] & 1],
+                "shed_now": names_of(policy.skip, policy.n_skip, bits),
                 "sheds": control.shed, "taken_back": control.taken_back,
             })
         return out
+
+    def note(self, int route, bint overran, int n, uint64_t now_ms):
+        """Count n decisions on the route with this index as overran or not, all at one time, as workers do: for
+        tests and for trying out what shedding would do. Returns how often its level changed. Not for a route that
+        serves."""
+        cdef Policy *p = &self.arena.policy[or_load64(&self.arena.head.policy_generation) & 1]
+        cdef RouteControl *c
+        cdef int _i, changes = 0
+        if not 0 <= route < <int>min(p.n_routes, <uint32_t>ROUTES_MAX):
+            raise ValueError(f"there is no route {route}")
+        c = &self.arena.control[min(p.route[route].slot, <uint16_t>(ROUTES_MAX - 1))]
+        with nogil:
+            for _i in range(n):
+                changes += shed_note(c, overran, now_ms, shed_levels(p.skip, p.n_skip), p.shed_hold_ms)
+        return changes
 
     @property
     def created(self):
@@ -413,6 +430,42 @@ cdef class ArenaFile:
 cdef int coarse_bucket(int fine):
     """The bucket of HISTOGRAM_BOUNDS_US in which this one of LATENCY_BOUNDS_US lies."""
     return bucket_of_ns(or_fine_bounds_ns[fine] if fine < LATENCY_BUCKETS - 1 else <uint64_t>-1)
+
+
+def shed_step(uint64_t state, uint32_t requests, uint32_t overruns, uint64_t now_ms, uint32_t levels,
+              uint32_t first_ms):
+    """RouteControl.state after a window (native/shedding.pxd), for tests."""
+    return shed_after(state, requests, overruns, now_ms, levels, first_ms)
+
+
+cdef list names_of(const uint8_t *skip, uint32_t n_skip, uint32_t bits):
+    """What shed_bits gave, by name, in the order of skipping."""
+    out = [STAGES_NAMES[skip[i]] for i in range(n_skip) if skip[i] < STAGES and bits >> skip[i] & 1]
+    return [*out, "text_in_part"] if bits & SHED_SHORT else out
+
+
+def shed_at(order, int level):
+    """(levels that an order of skipping has, names of what goes at this one): for tests."""
+    cdef uint8_t skip[6]
+    cdef uint32_t bits, n = 0
+    for stage in order[:6]:
+        skip[n] = STAGES_NAMES.index(stage)
+        n += 1
+    bits = shed_bits(skip, n, level)
+    return shed_levels(skip, n), names_of(skip, n, bits)
+
+
+def latency_bucket(uint64_t ns):
+    """Index into a route's latency counts, for tests."""
+    return or_fine_bucket(ns)
+
+
+cdef list coarse(list latency):
+    out = [0] * HISTOGRAM_BUCKETS
+    for b, n in enumerate(latency):
+        if n:
+            out[coarse_bucket(b)] += n
+    return out
 
 
 cdef uint64_t take(uint64_t *p):

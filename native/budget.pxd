@@ -7,8 +7,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from native.arena cimport *
 from native.base cimport *
 from native.policy cimport Policy, RoutePolicy
-from native.shedding cimport shed_bits, shed_level
-from native.worker cimport Worker, drift, spent_ns
+from native.shedding cimport SHED_SHORT, shed_bits, shed_level
+from native.worker cimport MARGIN_MOST, Worker, drift, spent_ns
 
 
 cdef inline uint64_t stage_done(Worker *w, Decision *d, int stage, uint64_t since_ns) noexcept nogil:
@@ -43,17 +43,19 @@ cdef inline uint32_t before_text(const Policy *p) noexcept nogil:
     return bits & ((1 << STAGE_XGBOOST) | (1 << STAGE_FOREST))
 
 
-cdef inline uint64_t text_deadline(const Worker *w, uint32_t todo, uint32_t budget_us, uint64_t now_ns,
+cdef inline uint64_t text_deadline(const Worker *w, uint32_t todo, uint32_t shed, uint32_t budget_us, uint64_t now_ns,
                                    uint64_t deadline_ns) noexcept nogil:
     """When the text stage must stop. Behind it comes what it does after its deadline, and of the trees those in
     todo that don't give way before it."""
     cdef float left = left_ns(w, now_ns, deadline_ns) - 1.5 * w.text_late_ns
-    left -= min(w.margin_ns, 0.25 * <float>budget_us * 1000)
+    left -= min(w.margin_ns, MARGIN_MOST * <float>budget_us * 1000)
     cdef uint32_t later = todo & ~before_text(&w.policy)
     cdef int i
     for i in range(STAGE_XGBOOST, STAGES):
         if later & (<uint32_t>1 << i):
             left -= w.stage_ns[i]
+    if shed & SHED_SHORT:
+        left *= 0.25
     return now_ns + (<uint64_t>left if left > 1 else 1)
 
 
@@ -99,7 +101,7 @@ cdef inline uint32_t plan_skips(Worker *w, uint32_t todo, uint64_t now_ns, uint6
 
 
 cdef inline uint32_t shed_stages(const Worker *w, const RoutePolicy *route) noexcept nogil:
-    """Bits of the stages that this route does without at present."""
+    """What this route does without at present: as shed_bits."""
     cdef uint32_t bits = shed_bits(w.policy.skip, w.policy.n_skip, shed_level(&w.arena.control[route.slot]))
     if bits & (1 << STAGE_TEXT):
         # without values there is nothing to describe

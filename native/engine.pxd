@@ -15,6 +15,7 @@ from native.identity cimport address_key, principal_of
 from native.models cimport ModelSet, models_behaviour_score, models_text_score, tree_predict, tree_predict_text
 from native.policy cimport *
 from native.reasons cimport *
+from native.shedding cimport SHED_SHORT
 from native.text cimport text_score
 from native.windows cimport *
 from native.worker cimport *
@@ -356,9 +357,9 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     skip = 0
     if hurried:
         if w.policy.shed:
-            shed = todo & shed_stages(w, route)
-            d.shed = shed
-        skip = shed | plan_skips(w, todo & ~shed, now, deadline, bytes)
+            shed = shed_stages(w, route)
+            d.shed = shed & todo | (1 << STAGE_TEXT if shed & SHED_SHORT else 0)
+        skip = todo & shed | plan_skips(w, todo & ~shed, now, deadline, bytes)
     has_row = False
     is_held = by_address != NULL and held(by_address, &w.policy, r.time_us, &f)
     if (by_principal != NULL and held(by_principal, &w.policy, r.time_us, &claim)
@@ -389,7 +390,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         skip = 0
     if todo and not skip & (1 << STAGE_TEXT):
         if hurried:
-            text_until = text_deadline(w, todo & ~skip, route.budget_us, now, deadline)
+            text_until = text_deadline(w, todo & ~skip, shed, route.budget_us, now, deadline)
         text_score(r, &models.text, &w.policy.text, &w.text, &w.found, text_until)
         d.raw_linear = w.found.linear
         now = stage_done(w, d, STAGE_TEXT, now)

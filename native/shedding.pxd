@@ -2,8 +2,9 @@
 
 The budget of one request is kept by estimates (plan_skips in native/engine.pxd). Where that isn't enough - a slow or
 crowded machine, costs that scatter - more than one request in a hundred overruns, and the route *sheds*: the first
-stages of the policy's skip order are left out of all its requests, one more after each bad window. Shed stages come
-back one at a time, on trial, after a hold-off that doubles with each trial that fails.
+stages of the policy's skip order are left out of all its requests, one more after each bad window; the text is first
+given a quarter of its time, since the begin of a request is better than nothing. Shed stages come back one at a time,
+on trial, after a hold-off that doubles with each trial that fails.
 
 The state is two words per route in the arena, shared by all workers of all processes and needing no control plane.
 Whoever's request completes a window takes it out by compare-and-swap and is the one who judges it; dying in between
@@ -11,7 +12,7 @@ loses that one window. Nothing is ever held.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from native.base cimport or_add64, or_cas64, or_load64, or_store64
+from native.base cimport STAGE_TEXT, STAGES, or_add64, or_cas64, or_load64, or_store64
 
 cdef enum:
     SHED_WINDOW_REQUESTS = 2000  # a window is judged when it is full ...
@@ -20,6 +21,7 @@ cdef enum:
     SHED_REQUESTS_MIN = 200
     SHED_HOLD_MS_MAX = 300000    # between trials, at most (unless the policy's first hold-off is longer)
     SHED_DOUBLINGS_MAX = 15
+    SHED_SHORT = 1 << 16         # beside bits of Stage: a quarter of the time for the text
     SHED_TRIAL = 256             # bit of RouteControl.state: the last change took a stage back
 
 
@@ -33,7 +35,7 @@ cdef struct RouteControl:
 
 
 cdef inline uint32_t shed_level(const RouteControl *c) noexcept nogil:
-    """How many stages of the skip order the route does without; may be more than there are."""
+    """How far the route has gone along the skip order (shed_bits); may be further than it is long."""
     return <uint32_t>(or_load64(&c.state) & 15)
 
 
@@ -98,10 +100,26 @@ cdef inline bint shed_note(RouteControl *c, bint overran, uint64_t now_ms, uint3
     return (fresh & 15) != (state & 15)
 
 
+cdef inline uint32_t shed_levels(const uint8_t *skip, uint32_t n_skip) noexcept nogil:
+    """How many levels this order of skipping has: one per stage, and one for a text that is cut short first."""
+    cdef uint32_t i, levels = n_skip
+    for i in range(n_skip):
+        if skip[i] == STAGE_TEXT:
+            return levels + 1
+    return levels
+
+
 cdef inline uint32_t shed_bits(const uint8_t *skip, uint32_t n_skip, uint32_t level) noexcept nogil:
-    """The first `level` stages of the skip order, as bits of Stage."""
+    """What goes at this level: bits of Stage, and SHED_SHORT where the text is cut short but not left out."""
     cdef uint32_t i, bits = 0
-    for i in range(n_skip if n_skip < level else level):
-        if skip[i] < 6:
+    for i in range(n_skip):
+        if level == 0:
+            break
+        level -= 1
+        if skip[i] == STAGE_TEXT:
+            if level == 0:
+                return bits | SHED_SHORT
+            level -= 1
+        if skip[i] < STAGES:
             bits |= <uint32_t>1 << skip[i]
     return bits

@@ -9,8 +9,15 @@ from native.base cimport *
 from native.identity cimport header_value
 from native.models cimport ModelSet, TreeScratch
 from native.policy cimport *
-from native.shedding cimport shed_note
+from native.shedding cimport shed_levels, shed_note
 from native.text cimport TextResult, TextScratch
+
+
+cdef extern from *:
+    """
+    #define OR_MARGIN_MOST 0.4f
+    """
+    const float MARGIN_MOST "OR_MARGIN_MOST"    # of a budget that Worker.margin_ns may take
 
 
 cdef struct ModelSlot:
@@ -162,12 +169,12 @@ cdef inline uint32_t spent_ns(uint64_t start_ns, uint64_t now_ns) noexcept nogil
 
 cdef inline void text_margin(Worker *w, const Decision *d) noexcept nogil:
     """After a text read up to its deadline: keep more free if that overran, a little less if not. It settles where one
-    in 250 overruns; interruptions by the machine come on top of what the stages cost."""
+    in 150 overruns; interruptions by the machine come on top of what the stages cost."""
     cdef float budget = <float>d.budget_us * 1000
     if d.spent_ns > budget:
-        w.margin_ns = min(w.margin_ns + 1000, 0.25 * budget)
-    elif w.margin_ns >= 4:
-        w.margin_ns -= 4
+        w.margin_ns = min(w.margin_ns + 1000, MARGIN_MOST * budget)
+    elif w.margin_ns >= 7:
+        w.margin_ns -= 7
 
 
 cdef inline void finish(Worker *w, const Request *r, Decision *d, uint64_t start_ns, uint64_t since_ns) noexcept nogil:
@@ -217,7 +224,8 @@ cdef inline void finish(Worker *w, const Request *r, Decision *d, uint64_t start
             or_add64(&own.overruns, 1)
         # what the lists have settled in no time says nothing about those that went through the stages
         if since_ns and w.policy.shed and not w.unhurried:
-            shed_note(&w.arena.control[route.slot], over, now // 1000000, w.policy.n_skip, w.policy.shed_hold_ms)
+            shed_note(&w.arena.control[route.slot], over, now // 1000000,
+                      shed_levels(w.policy.skip, w.policy.n_skip), w.policy.shed_hold_ms)
         if d.skipped & (1 << STAGE_TEXT) and d.stage_ns[STAGE_TEXT]:
             text_margin(w, d)
     if since_ns:
