@@ -22,12 +22,21 @@ test: setup ## all tests
 lint: setup ## ruff, mypy and cython-lint
 	@PATH="$$PWD/.venv/bin:$$PATH" sh -c "ruff check . && mypy && cython-lint native"
 
-fuzz: setup ## the property and fuzz tests with new seeds for FUZZ_SECONDS (600); a failure prints its seed
+fuzz: setup build/asan/native/__init__.py ## the fuzz tests with new seeds for FUZZ_SECONDS (600), wire formats under AddressSanitizer
 	@end=$$(($$(date +%s) + $(FUZZ_SECONDS))); seed=$$(date +%s); while [ $$(date +%s) -lt $$end ]; do \
 		seed=$$((seed + 1)); echo "seed $$seed"; \
+		ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
+		$(PYTHON) -m pytest -q -x -p no:cacheprovider -o pythonpath="build/asan . tests" --hypothesis-seed=$$seed \
+			tests/test_http2_fuzz.py tests/test_extproc_fuzz.py tests/test_text_values.py || exit 1; \
 		$(PYTHON) -m pytest -q -x -p no:cacheprovider --hypothesis-seed=$$seed tests/test_extproc*.py tests/test_text*.py \
 			tests/test_engine.py tests/test_windows.py tests/test_policy.py tests/test_records*.py || exit 1; \
 	done
+
+# the native core once more, with every access to memory watched
+build/asan/native/__init__.py: setup.py $(wildcard native/*.pyx native/*.pxd)
+	@echo "building the native core with AddressSanitizer (some minutes)"
+	@PATH="$$PWD/.venv/bin:$$PATH" OUTRIDER_SANITIZE=1 $(PYTHON) setup.py -q build_ext -j 2 --build-lib build/asan --build-temp build/asan-temp
+	@cp native/*.py build/asan/native/ && touch $@
 
 bench: setup ## the request pipeline stage by stage, and detection on the measuring data
 	@$(PYTHON) -m bench.pipeline

@@ -21,6 +21,8 @@ find_python() {
 has_venv() { "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null; }
 has_headers() { "$PYTHON" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"))'; }
 has_compiler() { command -v gcc >/dev/null 2>&1; }
+# for the native transport; without it the portable one serves, so it is asked for and not insisted on
+has_nghttp2() { printf '#include <nghttp2/nghttp2.h>\nint main(void){return !nghttp2_version(0);}\n' | gcc -x c -o /dev/null - -lnghttp2 2>/dev/null; }
 has_libc() { printf '#include <stdlib.h>\nint main(void){return 0;}\n' | gcc -x c -o /dev/null - 2>/dev/null; }
 
 missing() {
@@ -37,24 +39,39 @@ missing() {
     printf '%s' "$packages"
 }
 
+apt_install() {
+    say "installing with apt:$*"
+    apt-get update -qq >/dev/null || return 1
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+may_install() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; }
+
 find_python || true
 packages=$(missing)
 if [ -n "$packages" ]; then
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        say "installing with apt:$packages"
-        apt-get update -qq >/dev/null || fail "apt-get update failed; install by hand:$packages"
+    if may_install; then
         # shellcheck disable=SC2086
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null ||
-            fail "apt-get install failed; install by hand:$packages"
+        apt_install $packages || fail "apt-get failed; install by hand:$packages"
     else
         fail "please install (Debian names):$packages  -- as root: apt-get install$packages"
     fi
     find_python || fail "needs Python 3.11 to 3.13; set PYTHON=/path/to/python3.11"
 fi
 
+# wanted, and not insisted on: the native transport's library, and the load generator of `outrider bench`
+wanted=
+has_nghttp2 || wanted="libnghttp2-dev"
+command -v h2load >/dev/null 2>&1 || wanted="$wanted nghttp2-client"
+if [ -n "$wanted" ]; then
+    # shellcheck disable=SC2086
+    may_install && apt_install $wanted || true
+fi
+has_nghttp2 || say "libnghttp2-dev isn't here (as root: apt-get install libnghttp2-dev): the portable transport will serve"
+
 sum() { cat "$@" 2>/dev/null | sha256sum | cut -d' ' -f1; }
 wanted_packages=$(sum pyproject.toml constraints.txt)
-wanted_core=$(sum setup.py native/*.pyx native/*.pxd)
+wanted_core=$(sum setup.py native/*.pyx native/*.pxd)$(has_nghttp2 && printf +nghttp2 || true)
 have() { cat ".venv/.$1" 2>/dev/null || true; }
 
 if [ "$(have packages)" != "$wanted_packages" ] || [ ! -x .venv/bin/python ]; then

@@ -1,5 +1,7 @@
 """Build of the native core: every native/*.pyx becomes an extension module."""
 import os
+import subprocess
+import tempfile
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -25,10 +27,25 @@ if os.environ.get("OUTRIDER_SANITIZE"):
     CFLAGS += flags
     LDFLAGS += flags
 
+
+def has_nghttp2() -> bool:
+    """Can programs be built with libnghttp2 (Debian: libnghttp2-dev)? Without it there is no native transport,
+    and the one on grpcio serves."""
+    program = "#include <nghttp2/nghttp2.h>\nint main(void) { return !nghttp2_version(0x013400); }\n"
+    with tempfile.TemporaryDirectory() as folder:
+        return subprocess.run([os.environ.get("CC", "gcc"), "-x", "c", "-", "-o", f"{folder}/probe", "-lnghttp2"],
+                              input=program.encode(), stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+NEEDS_NGHTTP2 = {"http2"}
+found = has_nghttp2()
+if not found:
+    print("libnghttp2 not found: native.http2 is left out (the grpcio transport serves)")
 extensions = [
-    Extension(f"native.{path.stem}", [str(path)], extra_compile_args=CFLAGS,
-              extra_link_args=LDFLAGS, libraries=["m", "dl"])
+    Extension(f"native.{path.stem}", [str(path)], extra_compile_args=CFLAGS, extra_link_args=LDFLAGS,
+              libraries=["m", "dl", *(["nghttp2"] if path.stem in NEEDS_NGHTTP2 else [])])
     for path in sorted(Path("native").glob("*.pyx"))
+    if found or path.stem not in NEEDS_NGHTTP2
 ]
 
 setup(ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, nthreads=0))

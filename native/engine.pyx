@@ -201,23 +201,17 @@ cdef class Engine:
         self.models.register(<uintptr_t>self.worker)
         memset(&self.host, 0, sizeof(self.host))
         self.host.ctx = self.worker
+        self.host.refresh = host_refresh
         self.host.plan = host_plan
         self.host.decide = host_decide
         self.host.answer = host_answer
         self.host.respond = host_respond
-        self.refresh_host()
+        host_refresh(&self.host)
 
     def __dealloc__(self):
         if self.worker != NULL:
             self.models.forget(<uintptr_t>self.worker)
             free(self.worker)
-
-    def refresh_host(self):
-        """Take trusted hops and address header over from the policy (after write_policy)."""
-        worker_refresh(self.worker)
-        self.host.trusted_hops = self.worker.policy.trusted_hops
-        self.host.address_header.p = self.worker.policy.address_header
-        self.host.address_header.n = self.worker.policy.address_header_n
 
     def host_address(self):
         """Address of the ExtProcHost that drives this engine (for native.extproc)."""
@@ -382,6 +376,15 @@ cdef class Engine:
 
 
 # -- the host of the ext_proc machine ------------------------------------------------------------
+
+cdef void host_refresh(ExtProcHost *host) noexcept nogil:
+    """Trusted hops and address header are the policy's; the slice points into the worker's own copy."""
+    cdef Worker *w = <Worker *>host.ctx
+    worker_refresh(w)
+    host.trusted_hops = w.policy.trusted_hops
+    host.address_header.p = w.policy.address_header
+    host.address_header.n = w.policy.address_header_n
+
 
 cdef void host_plan(void *ctx, Request *r, BodyPlan *plan) noexcept nogil:
     cdef Worker *w = <Worker *>ctx

@@ -62,13 +62,13 @@ cdef class ExtProcStream:
     Raises MemoryError when STREAMS_MAX streams are open.
     """
     cdef StreamState *state
-    cdef const ExtProcHost *host
+    cdef ExtProcHost *host
     cdef object owner
 
     def __cinit__(self, uintptr_t host_address, object owner):
         if host_address == 0:
             raise ValueError("host_address is 0")
-        self.host = <const ExtProcHost *>host_address
+        self.host = <ExtProcHost *>host_address
         self.owner = owner
         self.state = stream_open(&the_pool)
         if self.state == NULL:
@@ -87,6 +87,7 @@ cdef class ExtProcStream:
         cdef Slice out
         if self.state == NULL:
             raise ValueError("the stream is closed")
+        self.host.refresh(self.host)
         return self.answered(stream_message(&the_pool, self.state, self.host, PyBytes_AS_STRING(data),
                                             <uint64_t>PyBytes_GET_SIZE(data), &out), &out)
 
@@ -135,6 +136,10 @@ cdef class ExtProcStream:
             stream_close(&the_pool, state, self.host)
 
 
+cdef void quiet_refresh(ExtProcHost *host) noexcept nogil:
+    pass
+
+
 cdef void quiet_plan(void *ctx, Request *r, BodyPlan *plan) noexcept nogil:
     pass
 
@@ -162,6 +167,7 @@ def machine_ns(list messages not None, uint32_t rounds) -> list[int]:
     cdef uint64_t n[8]
     cdef uint32_t k, count = <uint32_t>min(len(messages), 8)
     host.ctx = NULL
+    host.refresh = quiet_refresh
     host.plan = quiet_plan
     host.decide = quiet_decide
     host.answer = quiet_answer
@@ -221,6 +227,7 @@ cdef class RecordingHost:
         self.mode = 1
         self.limit_bytes = 65536
         self.host.ctx = <void *>self
+        self.host.refresh = quiet_refresh
         self.host.plan = recording_plan
         self.host.decide = recording_decide
         self.host.answer = recording_answer
@@ -229,7 +236,7 @@ cdef class RecordingHost:
         self.host.address_header.p = PyBytes_AS_STRING(self.header)
         self.host.address_header.n = <uint32_t>PyBytes_GET_SIZE(self.header)
 
-    def address(self) -> int:
+    def host_address(self) -> int:
         """Of the ExtProcHost; valid as long as this object."""
         return <uintptr_t>&self.host
 

@@ -46,15 +46,20 @@ cdef struct Answer:
     uint16_t retry_after_s               # 0: the decision's
 
 
+cdef struct ExtProcHost
+
+
 ctypedef void (*plan_fn)(void *ctx, Request *r, BodyPlan *plan) noexcept nogil
 ctypedef void (*decide_fn)(void *ctx, Request *r, Decision *d) noexcept nogil
 ctypedef void (*answer_fn)(void *ctx, const Decision *d, Answer *a) noexcept nogil
 ctypedef void (*respond_fn)(void *ctx, const Decision *d, int status,
                             uint64_t response_us) noexcept nogil
+ctypedef void (*refresh_fn)(ExtProcHost *host) noexcept nogil
 
 
 cdef struct ExtProcHost:
     void *ctx
+    refresh_fn refresh                   # now and then, between messages: take over what the fields below say
     plan_fn plan                         # after the headers: is a body needed?
     decide_fn decide                     # exactly once per request
     answer_fn answer                     # how a refusal looks

@@ -50,20 +50,15 @@ class Core:
         self._lock_fd = lock_fd
         # nobody waits on a private core: results must not depend on how busy the machine is
         self._unhurried = lock_fd is None
-        self._engines: list[Engine] = []
         arena.write_policy(compile_policy(settings))
 
     def engine(self, keep_features: bool = False) -> Engine:
-        engine = Engine(self.arena, self.models, keep_features, self._unhurried)
-        self._engines.append(engine)
-        return engine
+        return Engine(self.arena, self.models, keep_features, self._unhurried)
 
     def reload(self, settings: Settings) -> None:
         """Take over new settings: policy at once, models where the bundle changed. What needs a restart
         (arena, listen, admin) is left as it was."""
         self.arena.write_policy(compile_policy(settings))
-        for engine in self._engines:
-            engine.refresh_host()
         bundle_moved = settings.models != self.settings.models
         self.settings = settings
         if bundle_moved:

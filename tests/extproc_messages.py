@@ -56,7 +56,7 @@ class Talk:
 
     def __init__(self, host: RecordingHost | None = None) -> None:
         self.host = host or RecordingHost()
-        self.stream = ExtProcStream(self.host.address(), self.host)
+        self.stream = ExtProcStream(self.host.host_address(), self.host)
 
     def say(self, message: pb.ProcessingRequest | bytes) -> pb.ProcessingResponse | None:
         data = message if isinstance(message, bytes) else message.SerializeToString()

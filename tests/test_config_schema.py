@@ -205,7 +205,7 @@ ODD: list[Any] = [
     "0.5",
     "enforce",
     "open",
-    "grpc",
+    "grpcio",
     "block",
     "allow",
     "buffered",

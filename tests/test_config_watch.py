@@ -195,7 +195,7 @@ async def test_restart_settings_keep_their_running_value(file: Path) -> None:
         found, changes = await seen.change()
         assert found.service.name == "other"
         assert found.arena.clients == 65536
-        assert found.listen.max_streams == 1000
+        assert found.listen.max_streams == 4096
         assert [change.path for change in changes.applied] == ["service.name"]
         assert [change.path for change in changes.needs_restart] == ["listen.max_streams", "arena.clients"]
         # still waiting, and not told again by an unrelated event

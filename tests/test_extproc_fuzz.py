@@ -64,7 +64,7 @@ def run(messages: list[bytes], body_mode: int = STREAMED, action: int = 0) -> li
     host.limit_bytes = 100
     host.enforced = host.action = action
     host.place = b"json.\xff\x00user"
-    stream = ExtProcStream(host.address(), host)
+    stream = ExtProcStream(host.host_address(), host)
     answers: list[bytes | str | None] = []
     for message in messages:
         try:
@@ -222,7 +222,7 @@ def test_agrees_with_protobuf_on_changed_messages(data: st.DataObject) -> None:
     except protobuf_message.DecodeError:
         return
     host = RecordingHost()
-    stream = ExtProcStream(host.address(), host)
+    stream = ExtProcStream(host.host_address(), host)
     try:
         stream.message(bytes(changed))
     except ProtocolError:

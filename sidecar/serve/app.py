@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from sidecar.config import ConfigError, Settings, load
 from sidecar.config.changes import Changes
@@ -26,6 +26,7 @@ from sidecar.serve.admin import AdminServer
 from sidecar.serve.decisions import DecisionLog, Plan
 from sidecar.serve.errors import EXIT_CONFIG, EXIT_MODELS, StartupError
 from sidecar.serve.metrics import Outrider, Tally, make_registry
+from sidecar.serve.transport import Limits, Transport
 
 if TYPE_CHECKING:
     from sidecar.core import Core
@@ -34,17 +35,9 @@ HEARTBEAT_S = 0.5
 HEARTBEAT_STALE_S = 10.0  # an event loop this late isn't serving: /healthz fails
 LOOK_AWAY_S = 2.5  # at most: Envoy's health check is told twice, a second apart
 WATCH_EVERY_S = 1.0
+THREADS_AUTO_MAX = 4  # one thread serves more than four workers of Envoy can ask
 
 log = logging.getLogger("outrider.serve")
-
-
-class Transport(Protocol):
-    """What serves the streams (sidecar.serve.grpc_transport)."""
-
-    async def start(self) -> None: ...
-    async def stop(self, grace_s: float) -> None: ...
-    def set_serving(self, serving: bool) -> None: ...
-    def stats(self) -> Mapping[str, float]: ...
 
 
 def version() -> str:
@@ -245,7 +238,6 @@ class Application:
             except BaseException:
                 self.core.settings = before
                 raise
-        # here in the loop, where the engine decides: it must not be deciding meanwhile
         self.core.reload(fresh)
         self.settings = fresh
         logs.set_up(fresh.log.level, fresh.log.format)
@@ -359,18 +351,34 @@ def open_core(settings: Settings) -> Core:
 
 
 def make_transport(core: Core, settings: Settings) -> Transport:
-    """One engine, as all streams are handled on the one event loop."""
-    from native.extproc import ExtProcStream
-    from sidecar.serve.grpc_transport import GrpcLimits, GrpcTransport
-
-    engine = core.engine()
-    host = engine.host_address()
+    """The transport that the settings ask for; StartupError where this build doesn't have it."""
     listen = settings.listen
-    limits = GrpcLimits(
+    limits = Limits(
         max_message_bytes=listen.max_message_bytes,
         max_streams=listen.max_streams,
+        max_connections=listen.max_connections,
         stream_idle_s=listen.stream_idle_s,
     )
+    if listen.transport != "grpcio":
+        try:
+            from sidecar.serve.native_transport import NativeTransport
+        except ImportError as error:
+            if listen.transport == "native":
+                raise StartupError(
+                    f"listen.transport: native isn't available here: {error} (install libnghttp2-dev and build again, "
+                    "or say auto or grpcio)"
+                ) from error
+            log.warning("the native transport isn't available: grpcio serves, more slowly", extra={"why": str(error)})
+        else:
+            # one engine per thread
+            threads = listen.threads or max(1, min(THREADS_AUTO_MAX, len(os.sched_getaffinity(0))))
+            return NativeTransport(listen.address, [core.engine() for _ in range(threads)], limits)
+    from native.extproc import ExtProcStream
+    from sidecar.serve.grpc_transport import GrpcTransport
+
+    # one engine, as all streams are handled on the one event loop
+    engine = core.engine()
+    host = engine.host_address()
     return GrpcTransport(listen.address, lambda: ExtProcStream(host, engine), limits)
 
 

@@ -11,17 +11,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from native.extproc import ProtocolError, counts
+from sidecar.serve.transport import HEALTH_STREAMS_MAX, LAST_WORDS_S, SERVICE, Limits
 
-SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
-HEALTH_STREAMS_MAX = 64  # room for health checks beside max_streams
-LAST_WORDS_S = 1.0  # for ending the streams that are still there when the grace period is over
 DETAILS_MAX = 200  # characters of an error's text that are sent
 TRACEBACK_EVERY_S = 10.0  # a fault that hits every request must not fill the disk
 
@@ -34,29 +31,6 @@ class Stream(Protocol):
     def message(self, data: bytes, /) -> bytes | None: ...
     def expire(self) -> bytes | None: ...
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class GrpcLimits:
-    """What one server takes on.
-
-    max_message_bytes: of a message received. Keep it above the proxy's own buffer limit (1 MiB unless
-    per_connection_buffer_limit_bytes says otherwise, and it overshoots): what is larger is an error, and so
-    a way past us where the proxy fails open.
-    max_streams: requests in progress, over all connections; more are refused with RESOURCE_EXHAUSTED.
-    stream_idle_s: after this long without a message a stream is ended (within a quarter of it, at most a
-    second later). It ends well, not with an error: a slow upstream is no fault, and a client that dribbles
-    its body must not choose how we fail. Its request is decided on what is known. Envoy's
-    request_timeout should be shorter, so that a body that dribbles on past this isn't let through unread.
-    keepalive_s: a connection on which nothing moves is pinged this often, and given up when no
-    answer comes within keepalive_timeout_s.
-    """
-
-    max_message_bytes: int = 4 << 20
-    max_streams: int = 1000
-    stream_idle_s: float = 60.0
-    keepalive_s: float = 30.0
-    keepalive_timeout_s: float = 10.0
 
 
 class _Active:
@@ -107,11 +81,11 @@ class GrpcTransport:
     """
 
     def __init__(
-        self, address: str, stream_factory: Callable[[], Stream], limits: GrpcLimits | None = None
+        self, address: str, stream_factory: Callable[[], Stream], limits: Limits | None = None
     ) -> None:
         self.address = address
         self.stream_factory = stream_factory
-        self.limits = limits or GrpcLimits()
+        self.limits = limits or Limits()
         self.port = 0
         self.streams_opened = 0
         self.streams_refused = 0

@@ -1,4 +1,4 @@
-"""The gRPC transport, with real clients over real sockets."""
+"""The contract of both transports, with real gRPC clients over real sockets."""
 from __future__ import annotations
 
 import asyncio
@@ -15,20 +15,35 @@ from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as pb_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from native.extproc import ExtProcStream, RecordingHost
-from sidecar.serve.grpc_transport import SERVICE, GrpcLimits, GrpcTransport
+from sidecar.serve.grpc_transport import GrpcTransport
+from sidecar.serve.transport import SERVICE, Limits, Transport
 from tests.extproc_messages import BLOCK, STREAMED, request_body, request_headers, response_headers
 
-QUICK = GrpcLimits(max_message_bytes=100_000, max_streams=5, stream_idle_s=0.4)
+QUICK = Limits(max_message_bytes=100_000, max_streams=5, stream_idle_s=0.4)
+
+
+try:
+    from sidecar.serve.native_transport import NativeTransport
+except ImportError:  # built without libnghttp2
+    NativeTransport = None  # type: ignore[assignment,misc]
+
+KINDS = ["grpcio", pytest.param("native", marks=pytest.mark.skipif(
+    NativeTransport is None, reason="native.http2 isn't built: libnghttp2-dev is missing"))]
+
+
+def make(kind: str, address: str, limits: Limits | None, host: RecordingHost) -> Any:
+    if kind == "native":
+        return NativeTransport(address, [host, host], limits)
+    return GrpcTransport(address, lambda: ExtProcStream(host.host_address(), host), limits)
 
 
 class Rig:
     """A transport on a UNIX socket, its host, and a client of it."""
 
-    def __init__(self, folder: Path, limits: GrpcLimits, factory: Callable[[], Any] | None) -> None:
+    def __init__(self, folder: Path, limits: Limits, transport: Callable[[str, RecordingHost], Transport]) -> None:
         self.host = RecordingHost()
         self.address = f"unix:{folder / 'o.sock'}"
-        make = factory or (lambda: ExtProcStream(self.host.address(), self.host))
-        self.transport = GrpcTransport(self.address, make, limits)
+        self.transport = transport(self.address, self.host)
 
     async def open(self) -> None:
         await self.transport.start()
@@ -41,19 +56,27 @@ class Rig:
         await self.channel.close()
         await self.transport.stop(0)
 
+    def count(self, name: str) -> float:
+        return self.transport.stats()[name]
+
     async def settled(self, active: int = 0) -> None:
         """Until that many streams are left."""
         async with asyncio.timeout(5):
-            while self.transport.streams_active != active:
+            while self.count("streams_active") != active:
                 await asyncio.sleep(0.01)
 
     async def checked(self, service: str = "") -> int:
         return (await self.health.Check(health_pb2.HealthCheckRequest(service=service))).status
 
 
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    made = Rig(tmp_path, QUICK, None)
+async def rig(tmp_path: Path, kind: str) -> AsyncIterator[Rig]:
+    made = Rig(tmp_path, QUICK, lambda address, host: make(kind, address, QUICK, host))
     await made.open()
     yield made
     await made.close()
@@ -74,8 +97,8 @@ async def test_a_whole_request(rig: Rig) -> None:
     assert await call.read() is grpc.aio.EOF
     assert (await failure(call))[0] is grpc.StatusCode.OK
     await rig.settled()
-    assert rig.transport.streams_opened == 1
-    assert rig.transport.messages == 2
+    assert rig.count("streams_opened_total") == 1
+    assert rig.count("messages_total") == 2
     assert [r[1] for r in rig.host.responses] == [201]
     stats = rig.transport.stats()
     assert stats["streams_opened_total"] == 1
@@ -101,7 +124,7 @@ async def test_malformed_message(rig: Rig, message: bytes, text: str) -> None:
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert text in details
     await rig.settled()
-    assert rig.transport.protocol_errors == 1
+    assert rig.count("protocol_errors_total") == 1
     assert rig.host.requests == []
     # the connection serves on
     again = rig.process()
@@ -132,7 +155,7 @@ async def test_client_that_never_ends_its_stream(rig: Rig) -> None:
     assert (await failure(call))[0] is grpc.StatusCode.OK
     assert time.monotonic() - begun > 0.9
     await rig.settled()
-    assert rig.transport.streams_idle_closed == 1
+    assert rig.count("streams_idle_closed_total") == 1
     # decided on what had come
     assert [r["body"] for r in rig.host.requests] == [b"xxx"]
 
@@ -142,7 +165,7 @@ async def test_client_that_says_nothing(rig: Rig) -> None:
     await call.wait_for_connection()
     assert (await failure(call))[0] is grpc.StatusCode.OK
     await rig.settled()
-    assert rig.transport.streams_idle_closed == 1
+    assert rig.count("streams_idle_closed_total") == 1
 
 
 async def test_dribbling_client_is_refused_on_what_came(rig: Rig) -> None:
@@ -186,9 +209,8 @@ async def test_streams_are_limited(rig: Rig) -> None:
         await call.write(request_headers(end=False))
         await call.read()
     one_more = rig.process()
-    await one_more.write(request_headers())
     assert (await failure(one_more))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert rig.transport.streams_refused == 1
+    assert rig.count("streams_refused_total") == 1
     # health is still answered
     assert await rig.checked() == health_pb2.HealthCheckResponse.SERVING
     calls[0].cancel()
@@ -234,7 +256,7 @@ def full_factory() -> Any:
     (full_factory, grpc.StatusCode.RESOURCE_EXHAUSTED)])
 async def test_failure_is_an_error_and_never_an_answer(
         tmp_path: Path, factory: Any, expected: grpc.StatusCode, caplog: pytest.LogCaptureFixture) -> None:
-    rig = Rig(tmp_path, QUICK, factory)
+    rig = Rig(tmp_path, QUICK, lambda address, _: GrpcTransport(address, factory, QUICK))
     await rig.open()
     try:
         for _ in range(3):
@@ -245,20 +267,20 @@ async def test_failure_is_an_error_and_never_an_answer(
             assert "secret" not in str(caught.value.details())
         await rig.settled()
         if expected is grpc.StatusCode.INTERNAL:
-            assert rig.transport.internal_errors == 3
+            assert rig.count("internal_errors_total") == 3
             assert len([r for r in caplog.records if r.name == "outrider.transport"]) == 1
     finally:
         await rig.close()
 
 
 async def test_failure_when_idle_is_an_error(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, QUICK, Broken)
+    rig = Rig(tmp_path, QUICK, lambda address, _: GrpcTransport(address, Broken, QUICK))
     await rig.open()
     try:
         call = rig.process()
         await call.wait_for_connection()
         assert (await failure(call))[0] is grpc.StatusCode.INTERNAL
-        assert rig.transport.internal_errors == 1
+        assert rig.count("internal_errors_total") == 1
     finally:
         await rig.close()
 
@@ -301,13 +323,13 @@ async def test_drain_has_an_end(rig: Rig) -> None:
     # decided on what had come, and ended well
     assert (await call.read()).HasField("immediate_response")
     assert (await failure(call))[0] is grpc.StatusCode.OK
-    assert rig.transport.streams_active == 0
+    assert rig.count("streams_active") == 0
     await rig.transport.stop(1)  # once more is fine
 
 
-async def test_tcp_and_a_taken_port() -> None:
+async def test_tcp_and_a_taken_port(kind: str) -> None:
     host = RecordingHost()
-    transport = GrpcTransport("127.0.0.1:0", lambda: ExtProcStream(host.address(), host))
+    transport = make(kind, "127.0.0.1:0", None, host)
     await transport.start()
     try:
         assert transport.port > 0
@@ -316,8 +338,8 @@ async def test_tcp_and_a_taken_port() -> None:
             await call.write(request_headers())
             assert isinstance(await call.read(), pb.ProcessingResponse)
             call.cancel()
-        other = GrpcTransport(f"127.0.0.1:{transport.port}", Broken)
-        with pytest.raises(RuntimeError):
+        other = make(kind, f"127.0.0.1:{transport.port}", None, host)
+        with pytest.raises((RuntimeError, OSError)):
             await other.start()
     finally:
         await transport.stop(0)
@@ -336,11 +358,11 @@ async def test_bytes_that_are_no_http2(rig: Rig) -> None:
                     pass
         await asyncio.to_thread(talk)
     assert await rig.checked() == health_pb2.HealthCheckResponse.SERVING
-    assert rig.transport.streams_opened == 0
+    assert rig.count("streams_opened_total") == 0
 
 
-async def test_many_requests_at_once(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, GrpcLimits(), None)
+async def test_many_requests_at_once(tmp_path: Path, kind: str) -> None:
+    rig = Rig(tmp_path, Limits(), lambda address, host: make(kind, address, None, host))
     await rig.open()
     try:
         async def one(i: int) -> None:
@@ -356,8 +378,8 @@ async def test_many_requests_at_once(tmp_path: Path) -> None:
         async with asyncio.timeout(30):
             await asyncio.gather(*(one(i) for i in range(300)))
         await rig.settled()
-        assert rig.transport.streams_opened == 300
+        assert rig.count("streams_opened_total") == 300
         assert len(rig.host.requests) == 300
-        assert rig.transport.internal_errors == 0
+        assert rig.count("internal_errors_total") == 0
     finally:
         await rig.close()
