@@ -415,8 +415,9 @@ def test_hostile_names_in_a_damaged_arena_are_escaped(path: Path) -> None:
 
 def test_watch_ends_quietly(path: Path) -> None:
     decide(make(path), search=5)
-    command = [sys.executable, "-m", "sidecar.cli", "latency", "--arena", str(path), "--watch", "--json"]
-    with subprocess.Popen([*command, "--for", "100ms"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "sidecar.cli", "latency", "--arena", str(path), "--json"]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, "--watch", "--for", "100ms"], text=True, **both) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3)]
         process.send_signal(signal.SIGINT)
