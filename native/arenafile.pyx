@@ -324,14 +324,14 @@ cdef class ArenaFile:
         decisions (the same by HISTOGRAM_BOUNDS_US), spent_s (sum), stages (name -> counts by HISTOGRAM_BOUNDS_US),
         actions (name -> count, as decided), skipped and shed (name -> count; skipped is for whatever reason),
         texts_in_part, overruns, shed_now (names, in the order in which they went; text_in_part: the text is cut
-        short), sheds and taken_back (how often)."""
+        short), shed_level (0 nothing; how far along that order), sheds and taken_back (how often)."""
         cdef RouteCounters sum_
         cdef uint64_t *total = <uint64_t *>&sum_
         cdef const uint64_t *one
         cdef const RoutePolicy *route
         cdef const RouteControl *control
         cdef Policy policy
-        cdef uint32_t s, bits
+        cdef uint32_t s, bits, level
         cdef int r, i, b, at
         out = []
         memcpy(&policy, &self.arena.policy[or_load64(&self.arena.head.policy_generation) & 1], sizeof(Policy))
@@ -344,7 +344,10 @@ cdef class ArenaFile:
                 one = <const uint64_t *>&self.arena.route_counters[<uint64_t>s * ROUTES_MAX + route.slot]
                 for at in range(<int>(sizeof(RouteCounters) // 8)):
                     total[at] += one[at]
-            bits = shed_bits(policy.skip, policy.n_skip, shed_level(control)) if policy.shed and route.budget_us else 0
+            level = 0
+            if policy.shed and route.budget_us:
+                level = min(shed_level(control), shed_levels(policy.skip, policy.n_skip))
+            bits = shed_bits(policy.skip, policy.n_skip, level)
             latency = [sum_.latency[b] for b in range(LATENCY_BUCKETS)]
             out.append({
                 "name": text_of(route.name, route.name_n), "path": text_of(route.path, route.path_n),
@@ -357,7 +360,7 @@ cdef class ArenaFile:
                 "skipped": {name: sum_.skipped[i] for i, name in enumerate(STAGES_NAMES)},
                 "shed": {name: sum_.shed[i] for i, name in enumerate(STAGES_NAMES)},
                 "texts_in_part": sum_.text_part, "overruns": sum_.overruns,
-                "shed_now": names_of(policy.skip, policy.n_skip, bits),
+                "shed_now": names_of(policy.skip, policy.n_skip, bits), "shed_level": level,
                 "sheds": control.shed, "taken_back": control.taken_back,
             })
         return out

@@ -461,12 +461,12 @@ def test_metrics_by_route(path: Path) -> None:
 
 def test_changes_of_what_is_shed_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "outrider.latency")
-    seen: dict[str, list[str]] = {}
-    for shed in ([], ["random_forest"], ["random_forest"], ["random_forest", "xgboost"], ["random_forest"], []):
-        seen = sheds.tell(seen, [route_of(shed_now=shed)])
+    seen: dict[str, int] = {}
+    order = [[], ["random_forest"], ["random_forest", "text_in_part"], ["random_forest", "text"]]
+    for level in (0, 1, 1, 2, 3, 2, 0):
+        seen = sheds.tell(seen, [route_of(shed_now=order[level], shed_level=level)])
     assert [(record.levelname, record.__dict__["shed"]) for record in caplog.records] == [
-        ("WARNING", ["random_forest"]), ("WARNING", ["random_forest", "xgboost"]), ("INFO", ["random_forest"]),
-        ("INFO", [])]
+        ("WARNING", order[1]), ("WARNING", order[2]), ("WARNING", order[3]), ("INFO", order[2]), ("INFO", [])]
     assert {record.__dict__["route"] for record in caplog.records} == {"r"}
 
 

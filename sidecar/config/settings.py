@@ -334,7 +334,8 @@ class Latency(Section):
         ("random_forest", "xgboost", "text", "behaviour"),
         max_length=4,
         description=(
-            "Which stages may be left out, the first to give way first. A stage that isn't named always runs."
+            "Which stages may be left out, the first to give way first. A stage that isn't named always runs; the "
+            "text then still ends when the time is up, with what it has read."
         ),
     )
     shed: Boolean = Field(

@@ -201,7 +201,7 @@ class Outrider(Collector):
             labels=["route", "action"],
         )
         level = GaugeMetricFamily(
-            "outrider_route_shed_level", "How many stages the route does without at present.", labels=["route"]
+            "outrider_route_shed_level", "How far along latency.skip the route has given stages up, 0 for not at all.", labels=["route"]
         )
         budget = GaugeMetricFamily(
             "outrider_route_budget_seconds", "Time for one decision, 0 for none.", labels=["route"]
@@ -210,7 +210,7 @@ class Outrider(Collector):
             name = route["name"]
             overruns.add_metric([name], route["overruns"])
             in_part.add_metric([name], route["texts_in_part"])
-            level.add_metric([name], len(route["shed_now"]))
+            level.add_metric([name], route["shed_level"])
             budget.add_metric([name], route["budget_us"] / 1e6)
             for action, count in route["actions"].items():
                 actions.add_metric([name, action], count)
