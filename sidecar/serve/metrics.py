@@ -201,7 +201,9 @@ class Outrider(Collector):
             labels=["route", "action"],
         )
         level = GaugeMetricFamily(
-            "outrider_route_shed_level", "How far along latency.skip the route has given stages up, 0 for not at all.", labels=["route"]
+            "outrider_route_shed_level",
+            "How far along latency.skip the route has given stages up, 0 for not at all.",
+            labels=["route"],
         )
         budget = GaugeMetricFamily(
             "outrider_route_budget_seconds", "Time for one decision, 0 for none.", labels=["route"]
