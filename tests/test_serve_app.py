@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -312,3 +313,44 @@ async def test_a_transport_that_cannot_start_gives_everything_back(
     assert world.events == ["stop"]
     with pytest.raises(ConnectionRefusedError):
         await world.get("/healthz")
+
+
+class FewEngines:
+    """A core whose engines are counted; they decide nothing."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def engine(self) -> Any:
+        from native.extproc import RecordingHost
+
+        self.made += 1
+        return RecordingHost()
+
+
+def listening(**listen: Any) -> Settings:
+    return Settings.model_validate({"listen": {"address": "127.0.0.1:19999", **listen}})
+
+
+@pytest.mark.parametrize(("listen", "engines"), [
+    ({"threads": 3}, 3), ({"transport": "native", "threads": 1}, 1), ({"transport": "grpcio", "threads": 3}, 1)])
+async def test_the_transport_that_was_asked_for(listen: dict[str, Any], engines: int) -> None:
+    pytest.importorskip("native.http2", reason="native.http2 isn't built: libnghttp2-dev is missing")
+    core = FewEngines()
+    transport = serving.make_transport(core, listening(**listen))  # type: ignore[arg-type]
+    wanted = "GrpcTransport" if listen.get("transport") == "grpcio" else "NativeTransport"
+    assert type(transport).__name__ == wanted
+    assert core.made == engines
+
+
+async def test_without_the_library_the_portable_transport_serves(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "native.http2", None)
+    monkeypatch.delitem(sys.modules, "sidecar.serve.native_transport", raising=False)
+    transport = serving.make_transport(FewEngines(), listening())  # type: ignore[arg-type]
+    assert type(transport).__name__ == "GrpcTransport"
+    assert "grpcio serves" in caplog.text
+    # asked for by name it must not be replaced silently
+    with pytest.raises(StartupError, match="libnghttp2-dev"):
+        serving.make_transport(FewEngines(), listening(transport="native"))  # type: ignore[arg-type]

@@ -39,6 +39,7 @@ CPU_FLAGS = (
     "asimd",
     "sve",
 )
+OPTIONAL = {"http2"}  # built where libnghttp2 is
 COMPILERS = ("gcc", "cc", "clang")
 TIMEOUT_S = 5
 
@@ -76,6 +77,7 @@ def collect() -> dict[str, str | list[str] | dict[str, str | None] | None]:
         "cpu flags": cpu_flags(),
         "compiler": compiler(),
         "native core": native_core(),
+        "transport": transport(),
         "libraries": {shown: installed(name) for shown, name in LIBRARIES},
         "envoy": envoy(),
     }
@@ -118,9 +120,19 @@ def native_core() -> str:
     wanted = {path.stem for path in folder.glob("*.pyx")}
     built = {path.name.split(".")[0] for path in folder.glob("*.so")}
     missing = sorted(wanted - built)
+    missing = [name for name in missing if name not in OPTIONAL]
     if missing:
         return f"not built: {', '.join(missing)} (make setup)"
     return f"built: {', '.join(sorted(built))}" if built else "not built (make setup)"
+
+
+def transport() -> str:
+    """What `listen.transport: auto` takes here."""
+    try:
+        from native.http2 import library_version
+    except ImportError as error:
+        return f"grpcio (native isn't available: {error}; install libnghttp2-dev and run make setup)"
+    return f"native (libnghttp2 {library_version()})"
 
 
 def compiler() -> str | None:
