@@ -427,6 +427,20 @@ def test_watch_ends_quietly(path: Path) -> None:
     assert errors == ""
 
 
+def test_watch_shows_the_table_until_it_is_stopped(path: Path) -> None:
+    decide(make(path), search=5)
+    command = [sys.executable, "-m", "sidecar.cli", "latency", "--arena", str(path), "--watch"]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, "--for", "100ms"], text=True, **both) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=2)
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert errors == ""
+    assert out.count("search") == 1  # where there is no terminal, what was last
+
+
 # ---- metrics and the log
 
 
