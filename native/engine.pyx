@@ -74,7 +74,7 @@ cdef class Models:
             raise MemoryError
         with nogil:
             ok = modelset_open(c_name, fresh, err, 1024)
-        if ok == 0 and fresh.isolation.predict != NULL and (
+        if ok == 0 and fresh.isolation.kind != 0 and (
                 fresh.behaviour_features != BEHAVIOUR_FEATURES or fresh.behaviour_schema != BEHAVIOUR_SCHEMA):
             has = f"{fresh.behaviour_features} features of schema {fresh.behaviour_schema}"
             modelset_close(fresh)

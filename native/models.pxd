@@ -1,17 +1,18 @@
-"""Models of the data plane: compiled trees, the linear text model, how they are combined
+"""Models of the data plane: trees (packed or compiled), the linear text model, how they are combined
 and how raw outputs become scores from 0 to 1.
 
 A *runtime folder* (made by sidecar/compilers.py) holds one flat file, `runtime.bin`, and the
-shared libraries that it names. `modelset_open` checks everything it reads before it uses it and
-says what is wrong; a refused folder leaves nothing behind, so that the caller can go on with the
-models it has. Nothing here needs Python, JSON or a compiler.
+shared libraries that it names, none where all trees are packed. `modelset_open` checks everything
+it reads before it uses it and says what is wrong; a refused folder leaves nothing behind, so that
+the caller can go on with the models it has. Nothing here needs Python, JSON or a compiler.
 
-Trees are what TL2cgen generates: `predict(entries, pred_margin, result)`, which *adds* into
-result and takes the integer -1 for a missing value.
+Packed trees (native/packed.pxd) are data in runtime.bin. Compiled trees are what TL2cgen generates:
+`predict(entries, pred_margin, result)`, which *adds* into result and takes the integer -1 for a
+missing value. Callers of tree_predict don't know which of the two they have.
 
-runtime.bin, little-endian, in this order: RuntimeFile, the linear model's bytes, then a SipHash
-of all that precedes (protects against damage, not against someone who may write the folder: that
-is what the owner and mode checks are for).
+runtime.bin, little-endian, in this order: RuntimeFile, the linear model's bytes, the packed trees,
+then a SipHash of all that precedes (protects against damage, not against someone who may write the
+folder: that is what the owner and mode checks are for).
 """
 from libc.errno cimport errno
 from libc.math cimport exp2f, logf
@@ -24,6 +25,7 @@ from posix.stat cimport S_ISDIR, S_ISREG, fstat, struct_stat
 from posix.unistd cimport close, geteuid, read
 
 from native.base cimport siphash24
+from native.packed cimport PackedModel, packed_open, packed_score
 from native.text cimport TEXT_FEATURES, TEXT_SCHEMA, TextModel, text_model_from_bytes
 
 cdef extern from "fcntl.h" nogil:
@@ -40,7 +42,7 @@ cdef extern from "dlfcn.h" nogil:
 
 
 cdef enum:
-    RUNTIME_VERSION = 1
+    RUNTIME_VERSION = 2
     RUNTIME_BYTES_MAX = 64 << 20     # of runtime.bin
     LIBRARY_BYTES_MAX = 64 << 20     # of each library
     LIBRARY_NAME_MAX = 96
@@ -60,6 +62,7 @@ cdef enum:
     TREE_NONE = 0
     TREE_FLOAT32 = 1
     TREE_FLOAT64 = 2
+    TREE_PACKED = 3
 
 cdef enum:                           # which text models a score was made from (bits)
     SUBSET_LINEAR = 0
@@ -87,10 +90,11 @@ ctypedef const char *(*type_name_t)() noexcept nogil
 
 cdef struct TreeModel:
     void *library                    # dlopen handle, NULL where there is none
-    void *predict
-    uint32_t kind                    # TREE_FLOAT32 ...
+    void *predict                    # the library's, NULL where there is none
+    uint32_t kind                    # TREE_NONE: there is no such model
     uint32_t features                # floats in a row
     float ratio                      # > 0: output is 2^(-margin / ratio) (Isolation Forest)
+    PackedModel packed               # of TREE_PACKED; points into the set's memory
 
 cdef struct Calibration:
     # raw output -> score, straight lines between the knots, flat beyond the ends
@@ -113,6 +117,8 @@ cdef struct TreeFile:
     uint64_t library_bytes
     uint64_t library_sip             # SipHash-2-4 of the library file, key (1, 2)
     char library[LIBRARY_NAME_MAX]   # file name in the runtime folder, NUL-terminated
+    uint64_t packed_offset           # of TREE_PACKED: where its bytes are in this file
+    uint64_t packed_bytes
 
 cdef struct RuntimeFile:
     char magic[8]
@@ -159,6 +165,13 @@ cdef extern from *:
 
 # ---------------------------------------------------------------- scoring
 
+cdef inline float _tree_output(const TreeModel *m, float raw) noexcept nogil:
+    """What a sum over the trees says: itself, or the anomaly score of an average path length."""
+    if m.ratio > 0.0:
+        return exp2f(-raw / m.ratio)
+    return raw
+
+
 cdef inline float _tree_run(const TreeModel *m, TreeScratch *s) noexcept nogil:
     """Call the library on the entries in the scratch memory."""
     cdef float narrow = 0.0
@@ -170,9 +183,7 @@ cdef inline float _tree_run(const TreeModel *m, TreeScratch *s) noexcept nogil:
     else:
         (<predict64_t>m.predict)(s.wide, 1, &wide)
         raw = <float>wide
-    if m.ratio > 0.0:
-        return exp2f(-raw / m.ratio)
-    return raw
+    return _tree_output(m, raw)
 
 
 cdef inline void _tree_fill(const TreeModel *m, const float *row, uint32_t n, TreeScratch *s) noexcept nogil:
@@ -199,6 +210,8 @@ cdef inline float tree_predict(const TreeModel *m, const float *row, TreeScratch
     """Raw output for a row of m.features floats; NaN is a missing value, infinities are values.
 
     Returns NaN where there is no such model."""
+    if m.kind == TREE_PACKED:
+        return _tree_output(m, packed_score(&m.packed, row, row[0]))
     if m.kind == TREE_NONE:
         return or_nanf()
     _tree_fill(m, row, m.features, s)
@@ -208,6 +221,8 @@ cdef inline float tree_predict(const TreeModel *m, const float *row, TreeScratch
 cdef inline float tree_predict_text(const TreeModel *m, float linear, const float *features,
                                     TreeScratch *s) noexcept nogil:
     """As tree_predict, for the text trees: TEXT_FEATURES features, the first being the linear score."""
+    if m.kind == TREE_PACKED:
+        return _tree_output(m, packed_score(&m.packed, features, linear))
     if m.kind == TREE_NONE:
         return or_nanf()
     _tree_fill(m, features, TEXT_FEATURES, s)
@@ -377,12 +392,39 @@ cdef inline bint _name_good(const char *name) noexcept nogil:
     return False
 
 
-cdef inline int _tree_open(const char *folder, const TreeFile *f, TreeModel *out,
-                           char *err, size_t err_n) noexcept nogil:
-    """Open one library and ask it what it is; 0, or -1 and a text in err."""
+cdef inline int _tree_packed(const char *folder, const char *memory, uint64_t n, const TreeFile *f,
+                             TreeModel *out, char *err, size_t err_n) noexcept nogil:
+    """Take packed trees from runtime.bin (n bytes); 0, or -1 and a text in err."""
+    cdef const char *wrong
+    if f.features == 0 or f.features > TREE_FEATURES_MAX or not (0.0 <= f.ratio < 1e6):
+        snprintf(err, err_n, b"%.700s/runtime.bin: the entry of a tree model is not valid", folder)
+        return -1
+    if f.packed_offset < sizeof(RuntimeFile) or f.packed_offset % 64 != 0 or f.packed_offset > n - 8 \
+            or f.packed_bytes > n - 8 - f.packed_offset:
+        snprintf(err, err_n, b"%.700s/runtime.bin: packed trees lie outside the file", folder)
+        return -1
+    wrong = packed_open(memory + f.packed_offset, f.packed_bytes, &out.packed)
+    if wrong != NULL:
+        snprintf(err, err_n, b"%.700s/runtime.bin: packed trees are refused: %s; delete the folder and prepare "
+                 b"the bundle again", folder, wrong)
+        return -1
+    if out.packed.features != f.features:
+        snprintf(err, err_n, b"%.700s/runtime.bin: packed trees take %u features where %u are declared", folder,
+                 <unsigned int>out.packed.features, <unsigned int>f.features)
+        return -1
+    out.kind = TREE_PACKED
+    out.features = f.features
+    out.ratio = f.ratio
+    return 0
+
+
+cdef inline int _tree_open(const char *folder, const char *memory, uint64_t bytes_n, const TreeFile *f,
+                           TreeModel *out, char *err, size_t err_n) noexcept nogil:
+    """Take one model from runtime.bin (bytes_n bytes), or open its library and ask it what it is; 0, or -1
+    and a text in err."""
     cdef char path[PATH_BYTES_MAX]
     cdef uint64_t n = 0, sip
-    cdef char *memory
+    cdef char *content
     cdef void *count
     cdef void *threshold
     cdef void *leaf
@@ -391,17 +433,19 @@ cdef inline int _tree_open(const char *folder, const TreeFile *f, TreeModel *out
     cdef const char *says
     if f.kind == TREE_NONE:
         return 0
+    if f.kind == TREE_PACKED:
+        return _tree_packed(folder, memory, bytes_n, f, out, err, err_n)
     if f.kind > TREE_FLOAT64 or f.features == 0 or f.features > TREE_FEATURES_MAX \
             or not (0.0 <= f.ratio < 1e6) or not _name_good(f.library):
         snprintf(err, err_n, b"%.700s/runtime.bin: the entry of a tree model is not valid", folder)
         return -1
     if f.kind == TREE_FLOAT32:
         want = b"float32"
-    memory = _file_read(folder, f.library, LIBRARY_BYTES_MAX, &n, err, err_n)
-    if memory == NULL:
+    content = _file_read(folder, f.library, LIBRARY_BYTES_MAX, &n, err, err_n)
+    if content == NULL:
         return -1
-    sip = siphash24(memory, n, 1, 2)
-    munmap(memory, n)
+    sip = siphash24(content, n, 1, 2)
+    munmap(content, n)
     if n != f.library_bytes or sip != f.library_sip:
         snprintf(err, err_n, b"%.600s/%s: damaged: not the library that was compiled; delete the folder and "
                  b"compile the bundle again", folder, f.library)
@@ -499,9 +543,9 @@ cdef inline int _modelset_fill(const char *folder, ModelSet *m, char *err, size_
                  b"declared", folder, <unsigned int>h.tree[TREE_ISOLATION].features,
                  <unsigned int>h.behaviour_features)
         return -1
-    if _tree_open(folder, &h.tree[TREE_XGBOOST], &m.xgboost, err, err_n) != 0 \
-            or _tree_open(folder, &h.tree[TREE_FOREST], &m.forest, err, err_n) != 0 \
-            or _tree_open(folder, &h.tree[TREE_ISOLATION], &m.isolation, err, err_n) != 0:
+    if _tree_open(folder, m.memory, n, &h.tree[TREE_XGBOOST], &m.xgboost, err, err_n) != 0 \
+            or _tree_open(folder, m.memory, n, &h.tree[TREE_FOREST], &m.forest, err, err_n) != 0 \
+            or _tree_open(folder, m.memory, n, &h.tree[TREE_ISOLATION], &m.isolation, err, err_n) != 0:
         return -1
     m.generation = h.generation
     m.behaviour_schema = h.behaviour_schema

@@ -8,7 +8,8 @@
 
 Either side may be absent. Everything read from a bundle is checked before use: a bundle may come
 from anywhere, and a bad one is refused as a whole with a BundleError that says what, where and the
-remedy. Compiled libraries are no part of a bundle (see sidecar/compilers.py).
+remedy. What is made of the trees for a machine is no part of a bundle (see sidecar/engines.py); the
+manifest says which engine is to score them.
 """
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ from zlib import error as ZlibError
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sidecar.compilers import CompileError, TreeLibrary, build_cached, cache_root
+from sidecar import engines
+from sidecar.compilers import CompileError, build_cached, cache_root, runtime_key
 
 MANIFEST = "manifest.json"
 LINEAR = "linear.bin"
@@ -137,6 +139,13 @@ class Source(_Strict):
     attack: int
 
 
+class Measured(_Strict):
+    """Mean us per row of each engine on one processor."""
+    cpu: Annotated[str, Field(max_length=120)]
+    us: dict[Literal["xgboost", "forest", "isolation"],
+             dict[Literal["packed", "compiled"], Annotated[float, Field(gt=0, lt=1e6)]]]
+
+
 class Manifest(_Strict):
     format: Literal["outrider-bundle"]
     version: Literal[1]
@@ -152,6 +161,8 @@ class Manifest(_Strict):
     training: Annotated[list[Source], Field(max_length=200)]
     metrics: dict[str, Any]
     versions: dict[str, str]
+    engine: Literal["auto", "packed", "compiled"] = "auto"
+    measured: Measured | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -286,48 +297,65 @@ def unpack_checkpoint(name: str, data: bytes) -> bytes:
     return out
 
 
-def prepare_runtime(bundle: Bundle, cache_dir: Path | None = None) -> Path:
-    """The runtime folder of a bundle (compiled libraries and runtime.bin), from the cache or made now.
+def engine_plan(manifest: Manifest) -> dict[str, engines.Choice]:
+    """Which engine scores each tree model on this machine."""
+    measured = manifest.measured
+    return engines.choose(manifest.engine, [str(slot) for slot in manifest.trees],
+                          {str(slot): {str(e): t for e, t in us.items()} for slot, us in measured.us.items()}
+                          if measured else None,
+                          measured.cpu if measured else "")
 
-    Seconds to a minute when it has to compile, milliseconds otherwise. Ends with opening the folder as the
-    data plane will. Raises BundleError."""
-    from native.models import Models, ModelsError, runtime_bytes, sip
+
+def checkpoints_of(bundle: Bundle) -> dict[str, bytes]:
+    """Slot -> unpacked Treelite checkpoint. Raises BundleError."""
+    return {str(slot): unpack_checkpoint(name, bundle.files[name]) for slot, name in bundle.manifest.trees.items()}
+
+
+def prepare_runtime(bundle: Bundle, cache_dir: Path | None = None) -> Path:
+    """The runtime folder of a bundle (runtime.bin and compiled libraries, if any), from the cache or made now.
+
+    Milliseconds from the cache, a second or two to pack, up to a minute where something is compiled. Ends with
+    opening the folder as the data plane will. Raises BundleError."""
+    from native.models import Models, ModelsError, runtime_bytes
 
     m = bundle.manifest
 
-    def finish(folder: Path, libraries: dict[str, TreeLibrary]) -> None:
-        trees = {
-            slot: {"kind": lib.kind, "features": lib.features, "ratio": lib.ratio, "library": lib.library,
-                   "library_bytes": lib.bytes, "library_sip": sip((folder / lib.library).read_bytes())}
-            for slot, lib in libraries.items()}
+    def fill(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=cache_root(cache_dir), prefix=".unpacked-") as scratch:
+            checkpoints = {}
+            for slot, content in checkpoints_of(bundle).items():
+                checkpoints[slot] = Path(scratch) / f"{slot}.treelite"
+                checkpoints[slot].write_bytes(content)
+            built = engines.build(checkpoints, plan, folder)
         try:
             content = runtime_bytes(
                 generation=bundle.generation,
                 behaviour_schema=m.behaviour.number if m.behaviour else 0,
                 behaviour_features=len(m.behaviour.features) if m.behaviour else 0,
                 linear=bundle.files.get(LINEAR, b""),
-                trees=trees,
+                trees={slot: engines.runtime_entry(model, folder) for slot, model in built.items()},
                 weights={name: (c.linear, c.xgboost, c.forest, c.bias) for name, c in m.combination.items()},
                 text={name: c.knots for name, c in m.calibration.items() if name != "behaviour"},
                 behaviour=m.calibration["behaviour"].knots if "behaviour" in m.calibration else ())
         except ValueError as e:
             raise BundleError(f"{bundle.path / MANIFEST}: {e}") from None
+        for model in built.values():
+            if isinstance(model, engines.PackedTrees):
+                (folder / model.file).unlink()          # it is in runtime.bin
         (folder / "runtime.bin").write_bytes(content)
         os.chmod(folder / "runtime.bin", 0o600)
         Models(folder).close()
 
     try:
-        with tempfile.TemporaryDirectory(dir=cache_root(cache_dir), prefix=".unpacked-") as scratch:
-            checkpoints = {}
-            for slot, name in m.trees.items():
-                checkpoints[str(slot)] = Path(scratch) / f"{slot}.treelite"
-                checkpoints[str(slot)].write_bytes(unpack_checkpoint(name, bundle.files[name]))
-            folder = build_cached(bundle.sha256, checkpoints, finish, cache_dir)
+        plan = engine_plan(m)
+        compiled = any(choice.first == "compiled" for choice in plan.values())
+        key = runtime_key(bundle.sha256, engines.plan_text(plan), compiled)
+        folder = build_cached(key, fill, cache_dir)
         Models(folder).close()
     except CompileError as e:
         raise BundleError(f"{bundle.path}: {e}") from e
     except ModelsError as e:
-        raise BundleError(f"{bundle.path}: the compiled bundle is refused: {e}") from e
+        raise BundleError(f"{bundle.path}: the prepared bundle is refused: {e}") from e
     except OSError as e:
         raise BundleError(f"{bundle.path}: cannot prepare it: {e}; is there room in the model cache?") from e
     return folder
@@ -338,6 +366,25 @@ def prepare_runtime(bundle: Bundle, cache_dir: Path | None = None) -> Path:
 def pack_checkpoint(data: bytes) -> bytes:
     """The same bytes for the same model (no time in the gzip header)."""
     return gzip.compress(data, 9, mtime=0)
+
+
+def rewrite_manifest(bundle: Bundle, **changes: Any) -> Bundle:
+    """Replace a bundle's manifest by one with some keys changed, and read the bundle back. Raises BundleError."""
+    full = {**bundle.manifest.model_dump(mode="json"), **changes}
+    text = json.dumps(full, indent=1, allow_nan=False)
+    try:
+        Manifest.model_validate_json(text)
+    except ValidationError as e:
+        raise BundleError(f"{bundle.path}: the manifest to be written is not valid: {_problems(e)}") from None
+    fresh = bundle.path / f".{MANIFEST}-{secrets.token_hex(4)}"
+    try:
+        fresh.write_text(text + "\n")
+        os.replace(fresh, bundle.path / MANIFEST)
+    except OSError as e:
+        raise BundleError(f"{bundle.path / MANIFEST}: cannot write it: {e.strerror}") from e
+    finally:
+        fresh.unlink(missing_ok=True)
+    return load_bundle(bundle.path)
 
 
 def write_bundle(path: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Bundle:

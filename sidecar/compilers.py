@@ -1,12 +1,13 @@
-"""From Treelite checkpoints to machine code: TL2cgen writes C, the C compiler makes libraries,
-and a content-addressed cache keeps them.
+"""From Treelite checkpoints to machine code: TL2cgen writes C, the C compiler makes libraries;
+and the content-addressed cache of runtime folders, compiled or packed (see sidecar/engines.py).
 
 Code generation and compilation of each tree model run in a child process
 (`python -m sidecar.compilers`): a serving process needs neither treelite nor TL2cgen in its
 memory, and a crash in either is an error text and not an outage. The child also checks the
 finished library against Treelite's own interpreter (GTIL) before anybody else sees it.
 
-Cache: `<cache>/runtime/<key>/`, key = hash of bundle, generator, compiler, flags and machine.
+Cache: `<cache>/runtime/<key>/`, key = hash of bundle, engines, machine and, where something is
+compiled, of generator, compiler and flags.
 A folder is complete when it has its final name (it is built beside and renamed), belongs to this
 user with mode 0700, and is checked file by file before it is handed out.
 """
@@ -196,13 +197,13 @@ def check_rows(model: Any, n: int = CHECK_ROWS) -> Any:
 
 
 def reference(model: Any, rows: Any) -> Any:
-    """GTIL's raw margins (n,) float64 for float32 rows."""
+    """GTIL's raw margins (n,) float64 for float32 rows; of two classes, the second's share."""
     import numpy as np
     import treelite
 
     x = np.ascontiguousarray(rows, dtype=np.float64 if model.input_type == "float64" else np.float32)
     # scikit-learn's and our averaged trees: GTIL's "raw" prediction has the average and the base score in it
-    return np.asarray(treelite.gtil.predict(model, x, pred_margin=True), dtype=np.float64).reshape(len(x))
+    return np.asarray(treelite.gtil.predict(model, x, pred_margin=True), dtype=np.float64).reshape(len(x), -1)[:, -1]
 
 
 def _call_library(path: Path, model: Any, rows: Any) -> Any:
@@ -231,7 +232,8 @@ def _call_library(path: Path, model: Any, rows: Any) -> Any:
     return out
 
 
-def compile_checkpoint(checkpoint: Path, folder: Path, stem: str, jobs: int) -> TreeLibrary:
+def compile_checkpoint(checkpoint: Path, folder: Path, stem: str, jobs: int,
+                       flags: tuple[str, ...] = CFLAGS) -> TreeLibrary:
     """Generate, compile, link and check one Treelite checkpoint; the library lands in folder.
 
     Raises CompileError."""
@@ -259,7 +261,7 @@ def compile_checkpoint(checkpoint: Path, folder: Path, stem: str, jobs: int) -> 
         names = [entry["name"] for entry in recipe["sources"]]
         with ThreadPoolExecutor(max(1, jobs)) as pool:
             list(pool.map(
-                lambda name: _gcc([*compiler, *CFLAGS, "-c", f"{name}.c", "-o", f"{name}.o"], source), names))
+                lambda name: _gcc([*compiler, *flags, "-c", f"{name}.c", "-o", f"{name}.o"], source), names))
         _gcc([*compiler, *LDFLAGS, "-o", "lib.so", *(f"{name}.o" for name in names), "-lm"], source)
         rows = check_rows(model)
         want, got = reference(model, rows), _call_library(source / "lib.so", model, rows)
@@ -282,24 +284,45 @@ def compile_checkpoint(checkpoint: Path, folder: Path, stem: str, jobs: int) -> 
         seconds=round(time.monotonic() - started, 2))
 
 
-def compile_tree(checkpoint: Path, folder: Path, stem: str, jobs: int = 2) -> TreeLibrary:
-    """compile_checkpoint in a child process."""
-    command = [sys.executable, "-m", "sidecar.compilers", str(checkpoint), str(folder), stem, str(jobs)]
+def run_child(module: str, arguments: list[str]) -> dict[str, Any]:
+    """Run a module of ours in a process of its own; the JSON object on the last line of its output, or one with
+    the key `error`. Raises CompileError where it did not finish."""
     root = str(Path(__file__).resolve().parent.parent)
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S,
-                              env={**os.environ, "PYTHONPATH": paths})
+        done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True,
+                              timeout=COMPILE_TIMEOUT_S, env={**os.environ, "PYTHONPATH": paths})
     except (OSError, subprocess.SubprocessError) as e:
-        raise CompileError(f"{checkpoint}: compiling did not finish: {e}") from e
+        raise CompileError(f"{module}: did not finish: {e}") from e
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        answer = {"error": f"the compiling process ended with status {done.returncode}: "
-                           f"{done.stderr[-1000:]}"}
+        answer = None
+    if not isinstance(answer, dict):
+        return {"error": f"{module}: the process ended with status {done.returncode}: {done.stderr[-1000:]}"}
+    return answer
+
+
+def compile_tree(checkpoint: Path, folder: Path, stem: str, jobs: int = 2) -> TreeLibrary:
+    """compile_checkpoint in a child process."""
+    answer = run_child("sidecar.compilers", [str(checkpoint), str(folder), stem, str(jobs)])
     if "error" in answer:
         raise CompileError(str(answer["error"]))
     return TreeLibrary(**answer)
+
+
+def compile_trees(checkpoints: Mapping[str, Path], folder: Path) -> dict[str, TreeLibrary | CompileError]:
+    """Compile checkpoints (stem -> file) into folder, all at once; for each the library or why there is none."""
+    jobs = max(1, len(os.sched_getaffinity(0)))
+
+    def one(stem: str) -> TreeLibrary | CompileError:
+        try:
+            return compile_tree(checkpoints[stem], folder, stem, jobs)
+        except CompileError as e:
+            return e
+
+    with ThreadPoolExecutor(max(1, len(checkpoints))) as pool:
+        return dict(zip(checkpoints, pool.map(one, checkpoints), strict=True))
 
 
 # ---------------------------------------------------------------- the cache
@@ -364,11 +387,14 @@ def _prune(root: Path, keep: Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def runtime_key(content: str) -> str:
-    """Cache key of a bundle (by its hash) on this machine with this generator and compiler."""
-    compiler = find_compiler()
-    parts = [content, version("tl2cgen"), compiler_identity(compiler), " ".join(CFLAGS + LDFLAGS),
-             platform.machine(), platform.system(), native_version()]
+def runtime_key(content: str, plan: str, compiled: bool) -> str:
+    """Cache key of a bundle (by its hash) on this machine with these engines.
+
+    compiled: whether the plan compiles anything, so that generator and compiler belong to the key."""
+    parts = [content, plan, platform.machine(), platform.system(), native_version()]
+    if compiled:
+        compiler = find_compiler()
+        parts += [version("tl2cgen"), compiler_identity(compiler), " ".join(CFLAGS + LDFLAGS)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
@@ -379,17 +405,13 @@ def native_version() -> str:
     return f"runtime {VERSION} text {TEXT_SCHEMA_NUMBER}.{TEXT_FEATURE_COUNT}"
 
 
-def build_cached(content: str, checkpoints: Mapping[str, Path],
-                 finish: Callable[[Path, dict[str, TreeLibrary]], None],
-                 cache: Path | None = None) -> Path:
-    """The runtime folder for a bundle, from the cache or compiled now (all models at once).
+def build_cached(key: str, fill: Callable[[Path], None], cache: Path | None = None) -> Path:
+    """The runtime folder of a key, from the cache or made now.
 
-    content: the bundle's hash; checkpoints: stem -> file; finish(folder, libraries) writes what else
-    belongs into the folder (runtime.bin). Several processes may ask at once: one compiles, the others wait.
-    Raises CompileError; nothing half-made stays."""
+    fill(folder) writes what belongs into it (runtime.bin, libraries). Several processes may ask at once: one
+    fills, the others wait. Raises CompileError; nothing half-made stays."""
     root = cache_root(cache) / "runtime"
     root.mkdir(mode=0o700, exist_ok=True)
-    key = runtime_key(content)
     final = root / key
     with _lock(root / f".lock-{key}"):
         if final.exists():
@@ -400,12 +422,7 @@ def build_cached(content: str, checkpoints: Mapping[str, Path],
         work = root / f".making-{key}-{secrets.token_hex(4)}"
         work.mkdir(mode=0o700)
         try:
-            jobs = max(1, len(os.sched_getaffinity(0)))
-            with ThreadPoolExecutor(max(1, len(checkpoints))) as pool:
-                pending = {stem: pool.submit(compile_tree, path, work, stem, jobs)
-                           for stem, path in checkpoints.items()}
-                libraries = {stem: future.result() for stem, future in pending.items()}
-            finish(work, libraries)
+            fill(work)
             sums = {entry.name: hashlib.sha256(Path(entry).read_bytes()).hexdigest()
                     for entry in os.scandir(work)}
             for name in sums:

@@ -1,4 +1,4 @@
-"""Compiled trees give what Treelite gives, on every odd row; scores are what the manifest says."""
+"""Packed and compiled trees give what Treelite gives, on every odd row; scores are what the manifest says."""
 from __future__ import annotations
 
 import threading
@@ -33,9 +33,15 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="module", params=["packed", "compiled"])
+def engine(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def runtime(trained, cache, tmp_path_factory):
-    return bundle.prepare_runtime(factory.write(tmp_path_factory.mktemp("b") / "bundle", trained), cache)
+def runtime(trained, engine, cache, tmp_path_factory):
+    made = factory.write(tmp_path_factory.mktemp("b") / "bundle", trained, engine=engine)
+    return bundle.prepare_runtime(made, cache)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,7 @@ def expected(trained: factory.Trained, slot: str, rows: np.ndarray) -> np.ndarra
 
 
 @pytest.mark.parametrize("slot", bundle.TREES)
-def test_compiled_trees_agree_with_treelite_on_far_corners(slot, trained, models):
+def test_trees_agree_with_treelite_on_far_corners(slot, trained, models):
     rows = compilers.check_rows(getattr(trained, slot), 4000)
     want = expected(trained, slot, rows)
     np.testing.assert_allclose(models.predict(slot, rows), want, rtol=2e-5, atol=2e-5)
@@ -66,7 +72,7 @@ ODD = st.one_of(st.floats(width=32, allow_nan=True, allow_infinity=True), st.sam
 @pytest.mark.parametrize("slot", bundle.TREES)
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_compiled_trees_agree_with_treelite_on_any_row(slot, trained, models, data):
+def test_trees_agree_with_treelite_on_any_row(slot, trained, models, data):
     model = getattr(trained, slot)
     thresholds = compilers.thresholds_of(model)
     row = [data.draw(st.one_of(ODD, st.sampled_from(thresholds[i])) if i in thresholds else ODD)
@@ -83,9 +89,9 @@ def test_narrowed_forests_take_the_branches_of_the_wide_ones(slot, trained):
     np.testing.assert_allclose(compilers.reference(narrow, rows), compilers.reference(wide, rows), rtol=1e-5)
 
 
-def test_wide_trees_can_be_compiled_and_called_too(trained, cache, tmp_path):
+def test_wide_trees_can_be_prepared_and_called_too(trained, engine, cache, tmp_path):
     wide = factory.Trained(trained.xgboost, trained.forest_wide, trained.isolation_wide, None, None)
-    folder = bundle.prepare_runtime(factory.write(tmp_path / "wide", wide), cache)
+    folder = bundle.prepare_runtime(factory.write(tmp_path / "wide", wide, engine=engine), cache)
     with Models(folder) as opened:
         for slot in ("forest", "isolation"):
             rows = compilers.check_rows(getattr(wide, slot), 1000)
@@ -149,10 +155,10 @@ def test_knots_must_rise():
 
 # ---------------------------------------------------------------- swapping
 
-def test_models_can_be_swapped_while_another_thread_scores(trained, runtime, cache, tmp_path):
+def test_models_can_be_swapped_while_another_thread_scores(trained, runtime, engine, cache, tmp_path):
     """Each answer belongs wholly to the old or to the new model, and both are seen."""
     other = factory.train(seed=9)
-    fresh = bundle.prepare_runtime(factory.write(tmp_path / "next", other), cache)
+    fresh = bundle.prepare_runtime(factory.write(tmp_path / "next", other, engine=engine), cache)
     rows = compilers.check_rows(trained.xgboost, 64)
     allowed = [expected(t, "xgboost", rows) for t in (trained, other)]
     holder, stop, seen, wrong = [Models(runtime)], threading.Event(), set(), []
@@ -218,7 +224,8 @@ def test_no_single_byte_of_the_runtime_file_can_change_unseen(runtime, tmp_path_
         Models(folder)
 
 
-def test_a_changed_library_is_refused_before_it_is_loaded(runtime, tmp_path):
+def test_a_changed_library_is_refused_before_it_is_loaded(trained, cache, tmp_path):
+    runtime = bundle.prepare_runtime(factory.write(tmp_path / "b", trained, engine="compiled"), cache)
     folder = copy(runtime, tmp_path / "r")
     library = next(folder.glob("forest-*.so"))
     library.write_bytes(library.read_bytes()[:-1] + b"\x55")

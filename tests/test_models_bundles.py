@@ -32,7 +32,8 @@ def trained():
 
 @pytest.fixture(scope="module")
 def made(trained, tmp_path_factory):
-    return factory.write(tmp_path_factory.mktemp("made") / "bundle", trained)
+    """For the compiled engine: what can go wrong in a cache can go wrong with it."""
+    return factory.write(tmp_path_factory.mktemp("made") / "bundle", trained, engine="compiled")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`outrider bundle`: look at, verify and compile model bundles."""
+"""`outrider bundle`: look at, verify, measure and prepare model bundles."""
 from __future__ import annotations
 
 import json
@@ -12,7 +12,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sidecar.bundle import Bundle, BundleError, load_bundle, prepare_runtime
+from sidecar.bundle import (
+    Bundle,
+    BundleError,
+    checkpoints_of,
+    engine_plan,
+    load_bundle,
+    prepare_runtime,
+    rewrite_manifest,
+)
+from sidecar.compilers import CompileError
+from sidecar.engines import ENGINES, cpu_name, describe
+from sidecar.engines import measure as measured
 
 SHOWN = 200                       # characters of a text out of a manifest: it may come from anywhere
 
@@ -34,13 +45,14 @@ def fail(error: Exception) -> NoReturn:
     sys.exit(1)
 
 
-@click.group(short_help="Inspect, verify or compile a model bundle.")
+@click.group(short_help="Inspect, verify, measure or prepare a model bundle.")
 def command() -> None:
-    """Look at, verify or compile a model bundle. PATH is its folder, or the word default.
+    """Look at, verify, measure or prepare a model bundle. PATH is its folder, or the word default.
 
     \b
     outrider bundle show default
     outrider bundle verify ./my-bundle
+    outrider bundle measure ./my-bundle
     outrider bundle compile ./my-bundle --cache /var/cache/outrider
     """
 
@@ -68,6 +80,7 @@ def show(path: str, as_json: bool) -> None:
     for key, value in rows:
         facts.add_row(key, printable(value))
     console.print(facts)
+    console.print(engine_table(bundle))
     if m.thresholds:
         names = sorted({name for t in m.thresholds for name in t.raw})
         table = Table("score", "benign requests above", *names, title="Thresholds (raw outputs)")
@@ -80,6 +93,41 @@ def show(path: str, as_json: bool) -> None:
         for s in m.training:
             table.add_row(printable(s.name), s.side, printable(s.licence), f"{s.benign:,}", f"{s.attack:,}")
         console.print(table)
+
+
+def engine_table(bundle: Bundle) -> Table:
+    """What scores each tree model on this machine, and what was measured where."""
+    m = bundle.manifest
+    table = Table("model", "engine here", "packed", "compiled", title=f"Trees (engine: {m.engine})")
+    if m.measured:
+        table.caption = Text("us per row on ") + printable(m.measured.cpu)
+    for slot, choice in engine_plan(m).items():
+        us = {str(k): v for name, value in (m.measured.us if m.measured else {}).items() if name == slot
+              for k, v in value.items()}
+        table.add_row(slot, choice.first, *(f"{us[e]:.3g} us" if e in us else "-" for e in ENGINES))
+    return table
+
+
+@command.command()
+@click.argument("path")
+@click.option("--engine", type=click.Choice(["auto", *ENGINES]), default=None,
+              help="Set the manifest's engine as well.")
+def measure(path: str, engine: str | None) -> None:
+    """Time packed and compiled trees on this machine and write the figures into the manifest.
+
+    The rows are made up near the trees' thresholds, where compiled branches can't be predicted; `outrider train`
+    takes benign rows of its data.
+
+    With `engine: auto` the faster of the two is used on this kind of processor, and packed trees elsewhere.
+    Without a C compiler only packed trees are timed. The bundle's hash changes."""
+    bundle = load(path, schemas=True)
+    try:
+        us = measured(checkpoints_of(bundle), {})
+        changes: dict[str, object] = {"measured": {"cpu": cpu_name(), "us": us}}
+        bundle = rewrite_manifest(bundle, **changes, **({"engine": engine} if engine else {}))
+    except (BundleError, CompileError) as e:
+        fail(e)
+    Console().print(engine_table(bundle))
 
 
 @command.command()
@@ -95,7 +143,9 @@ def verify(path: str) -> None:
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=None,
               help="Cache folder. Default: $XDG_CACHE_HOME/outrider or ~/.cache/outrider.")
 def compile_(path: str, cache: Path | None) -> None:
-    """Compile a bundle into the cache, ahead of the first start; prints the runtime folder."""
+    """Prepare a bundle in the cache, ahead of the first start; prints the runtime folder.
+
+    Packs its trees or compiles them, as the manifest's engine says."""
     bundle = load(path, schemas=True)
     started = time.monotonic()
     try:
@@ -103,4 +153,5 @@ def compile_(path: str, cache: Path | None) -> None:
     except BundleError as e:
         fail(e)
     click.echo(folder)
-    click.echo(f"ready in {time.monotonic() - started:.1f} s", err=True)
+    made = ", ".join(f"{slot} {engine}" for slot, engine in describe(folder).items())
+    click.echo(f"ready in {time.monotonic() - started:.1f} s: {made}", err=True)

@@ -1,8 +1,9 @@
-"""`outrider train`: data files in, a calibrated and compiled model bundle out."""
+"""`outrider train`: data files in, a calibrated model bundle out, ready to be scored with."""
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 from rich.console import Console
@@ -26,7 +27,7 @@ class Bars:
         self.progress.update(self.tasks[stage], completed=share)
 
 
-@click.command(short_help="Train, calibrate and compile a model bundle from logs.")
+@click.command(short_help="Train and calibrate a model bundle from logs.")
 @click.option("--data", "data", multiple=True, type=FILES, metavar="FILE...",
               help="Data for the text side; may be repeated. Request records, payload lists, texts, CSV; see below.")
 @click.option("--behaviour-data", "behaviour", multiple=True, type=FILES, metavar="FILE...",
@@ -45,13 +46,15 @@ class Bars:
 @click.option("--report", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
               help="Folder for report.html and its plots. Default: BUNDLE/report.")
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-              help="Cache of compiled models. Default: $XDG_CACHE_HOME/outrider.")
+              help="Cache of prepared models. Default: $XDG_CACHE_HOME/outrider.")
+@click.option("--engine", default="auto", show_default=True, type=click.Choice(["auto", "packed", "compiled"]),
+              help="What scores the trees. auto times both here, where there is a C compiler, and takes the faster.")
 @click.option("--jobs", default=2, show_default=True, type=click.IntRange(1, 256), help="Threads to train with.")
 @click.argument("more", nargs=-1, type=FILES, metavar="[FILE...]")
 def command(data: tuple[Path, ...], behaviour: tuple[Path, ...], default_data: Path | None, out: Path, name: str,
-            seed: int, folds: int, grammar_texts: int, report: Path | None, cache: Path | None, jobs: int,
-            more: tuple[Path, ...]) -> None:
-    """Train, calibrate and compile a model bundle from logs.
+            seed: int, folds: int, grammar_texts: int, report: Path | None, cache: Path | None,
+            engine: Literal["auto", "packed", "compiled"], jobs: int, more: tuple[Path, ...]) -> None:
+    """Train and calibrate a model bundle from logs.
 
     Files are told apart by their content. The text side wants benign requests and attacks: request records
     (JSON Lines, label 0 or 1), access logs, payload lists, texts, CSV with payload,length,attack_type,label.
@@ -71,7 +74,7 @@ def command(data: tuple[Path, ...], behaviour: tuple[Path, ...], default_data: P
 
     console = Console(stderr=True)
     options = {"seed": seed, "folds": folds, "grammar_texts": grammar_texts, "report": report, "cache": cache,
-               "jobs": jobs}
+               "engine": engine, "jobs": jobs}
     try:
         if default_data is not None:
             if data or behaviour or more:
@@ -81,7 +84,7 @@ def command(data: tuple[Path, ...], behaviour: tuple[Path, ...], default_data: P
             raise click.UsageError("give --data, --behaviour-data or --default-data")
         else:
             plan = Plan(out=out, data=(*data, *more), behaviour=behaviour, name=name, seed=seed, folds=folds,
-                        grammar_texts=grammar_texts, report=report, cache=cache, jobs=jobs)
+                        grammar_texts=grammar_texts, report=report, cache=cache, engine=engine, jobs=jobs)
         with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console,
                       disable=not console.is_terminal) as progress:
             outcome = train(plan, Bars(progress).tell)
@@ -95,4 +98,4 @@ def command(data: tuple[Path, ...], behaviour: tuple[Path, ...], default_data: P
             table.add_row(Text(str(row["slice"])[:60]), "attack" if row["label"] else "benign", f"{row['rows']:,}",
                           *(f"{100 * row[f'at_{s}']:.3g}%" for s in (0.5, 0.8, 0.9)))
     Console().print(table)
-    click.echo(f"bundle   {outcome.bundle.path}\nreport   {outcome.report}\ncompiled {outcome.runtime}")
+    click.echo(f"bundle   {outcome.bundle.path}\nreport   {outcome.report}\nruntime  {outcome.runtime}")

@@ -1,4 +1,4 @@
-"""From data files to a bundle: read, train both sides, calibrate, write, compile, report."""
+"""From data files to a bundle: read, train both sides, calibrate, time the engines, write, report."""
 from __future__ import annotations
 
 import datetime
@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from sidecar import bundle as bundles
+from sidecar import engines
 from sidecar.bundle import Bundle, BundleError, pack_checkpoint, prepare_runtime, write_bundle
+from sidecar.compilers import CompileError
 from sidecar.records import Reader, RecordsError
 from sidecar.simulate import ATTACKS, Attack, Scenario, simulate
 from sidecar.train import behaviour, calibrate, text_side
@@ -45,7 +47,8 @@ class Plan:
 
     data: text side; behaviour: logs with times and clients. licences: file name -> licence, for the
     manifest. simulate: scenarios (without attacks) that join both sides. report: folder, None for
-    `<out>/report`. cache: of compiled models, None for the default."""
+    `<out>/report`. cache: of prepared models, None for the default. engine: what scores the trees; with auto,
+    packed and compiled trees are timed here and the figures go into the manifest."""
     out: Path
     data: Sequence[Path] = ()
     behaviour: Sequence[Path] = ()
@@ -58,6 +61,7 @@ class Plan:
     report: Path | None = None
     cache: Path | None = None
     jobs: int = 2
+    engine: Literal["auto", "packed", "compiled"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -211,8 +215,17 @@ def _metrics(side: text_side.TextSide | None, beh: behaviour.BehaviourSide | Non
     return out
 
 
+def _measured(plan: Plan, checkpoints: Mapping[str, bytes], rows: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's record of how fast the engines in question are here. Raises BundleError."""
+    wanted = engines.ENGINES if plan.engine == "auto" else (plan.engine,)
+    try:
+        return {"cpu": engines.cpu_name(), "us": engines.measure(checkpoints, rows, wanted)}
+    except CompileError as e:
+        raise BundleError(f"{plan.out}: cannot be prepared with engine {plan.engine}: {e}") from e
+
+
 def train(plan: Plan, tell: Tell) -> Outcome:
-    """Train, write, compile, report. Raises TrainingError, BundleError."""
+    """Train, write, prepare, report. Raises TrainingError, BundleError."""
     if not plan.data and not plan.behaviour and not plan.simulate:
         raise TrainingError("no data given")
     if not 2 <= plan.folds <= FOLDS_MAX:
@@ -250,6 +263,13 @@ def train(plan: Plan, tell: Tell) -> Outcome:
     for slot, model in checkpoints.items():
         trees[slot] = f"{slot}.treelite.gz"
         files[trees[slot]] = pack_checkpoint(model.serialize_bytes())
+    tell("timing the engines", 0.0)
+    sample = {"xgboost": side.sample, "forest": side.sample} if side else {}
+    if rows:
+        sample["isolation"] = np.concatenate([part.features[::max(1, len(part.features) // 2000)]
+                                              for part in rows.values()])
+    measured = _measured(plan, {slot: model.serialize_bytes() for slot, model in checkpoints.items()}, sample)
+    tell("timing the engines", 1.0)
     seen = ({n: calibrate.apply(beh.knots, r) for n, r in beh.out_of_fold.items()},
             {n: calibrate.apply(beh.knots, r) for n, r in beh.attacks.items()}) if beh else ({}, {})
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -264,7 +284,8 @@ def train(plan: Plan, tell: Tell) -> Outcome:
         "thresholds": calibrate.stated(knots), "training": sources,
         "metrics": _metrics(side, beh, seen),
         "versions": {"python": platform.python_version(), "outrider": _version("outrider"),
-                     **{n: _version(n) for n in ("treelite", "tl2cgen", "xgboost-cpu", "scikit-learn", "numpy")}}}
+                     **{n: _version(n) for n in ("treelite", "tl2cgen", "xgboost-cpu", "scikit-learn", "numpy")}},
+        "engine": plan.engine, "measured": measured}
     tell("writing", 0.0)
     written = write_bundle(plan.out, manifest, files)
     folder = plan.report or plan.out / "report"
@@ -277,9 +298,9 @@ def train(plan: Plan, tell: Tell) -> Outcome:
         facts=[("made", now), ("sha256", written.sha256),
                ("size", f"{sum(map(len, files.values())) / 1024:,.0f} KiB")]))
     tell("writing", 1.0)
-    tell("compiling", 0.0)
+    tell("preparing", 0.0)
     runtime = prepare_runtime(written, plan.cache)
-    tell("compiling", 1.0)
+    tell("preparing", 1.0)
     return Outcome(written, report, runtime)
 
 

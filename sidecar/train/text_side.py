@@ -34,6 +34,7 @@ FREQUENT_MAX = 2000
 FREQUENT_STEP = 100
 WINDOW_MARKS = b"\x02\x03"        # begin and end of a value (native/decode.pxd)
 ATTACK_SHARE = 0.3                # weight of all attack rows against all benign rows in the trees
+SAMPLE_ROWS = 4000
 TEXTS_PER_FOLD = 4000             # benign texts, and attacks, put into requests of a fold
 ATTACKS_PER_FOLD = 6000
 REQUESTS_PER_SOURCE = 40_000      # benign requests of one source used for rows
@@ -74,6 +75,7 @@ class TextSide:
     counts: dict[str, tuple[int, int]]     # source -> benign, attack entries
     raw_linear: dict[str, float]  # slice -> share found by the linear score alone at its own threshold
     importance: list[tuple[str, float]]
+    sample: NDArray[np.float32]   # some benign rows, to time the trees with
 
 
 # ---------------------------------------------------------------- folds
@@ -298,6 +300,7 @@ def train_text(data: Dataset, seed: int, folds: int, jobs: int, tell: Tell) -> T
 
     from native.text import FEATURE_NAMES
 
+    calm = rows.features[rows.labels == 0]
     level = {name: next(x for x, y in pairs if y == REFUSED) for name, pairs in knots.items()}
     counts: dict[str, tuple[int, int]] = {}
     entries: list[LabelledRequest | LabelledText] = [*data.requests, *data.texts]
@@ -311,4 +314,5 @@ def train_text(data: Dataset, seed: int, folds: int, jobs: int, tell: Tell) -> T
         roc=({s.name: s.raw(best) for s in benign if s.tolerance == 1.0}, {s.name: s.raw(best) for s in attacks}),
         nested=nested_rates(rows, margins, forest, best), counts=counts,
         raw_linear={s.name: float(np.mean(s.linear >= level["linear"])) for s in (*benign, *attacks)},
-        importance=list(zip(FEATURE_NAMES, final.importance.tolist(), strict=True)))
+        importance=list(zip(FEATURE_NAMES, final.importance.tolist(), strict=True)),
+        sample=calm[rng.permutation(len(calm))[:SAMPLE_ROWS]])
