@@ -528,7 +528,7 @@ class Models(Section):
     )
     cache: FilePath | None = Field(
         None,
-        description=("Where models compiled for this machine are kept; null for $XDG_CACHE_HOME/outrider."),
+        description=("Where models prepared for this machine are kept; null for $XDG_CACHE_HOME/outrider."),
         examples=["/var/cache/outrider"],
     )
     watch: Boolean = Field(True, description="Load the bundle anew when its folder changes.")
