@@ -13,6 +13,7 @@ from native.base cimport (
     Decision, or_add64, or_cas64, or_load64, or_now_ns, or_store64, or_unix_us)
 from native.clients cimport BUCKET_WAYS, Bucket, ClientEntry
 from native.policy cimport ROUTES_MAX, Policy
+from native.shedding cimport RouteControl
 
 cdef extern from *:
     """
@@ -35,15 +36,16 @@ cdef extern from *:
     void or_close(int fd) noexcept nogil
 
 cdef enum:
-    ARENA_VERSION = 1
+    ARENA_VERSION = 2
+    REGIONS = 10
     ARENA_HEADER_BYTES = 4096
     CLIENTS_LIMIT = 4194304
     EVENTS_LIMIT = 1048576
     BLOCKLIST_LIMIT = 4194304
     COUNTER_SLOTS_LIMIT = 256
     BLOCK_PROBES = 16            # a key stands within this many places of its hash
-    HISTOGRAM_BUCKETS = 16
-    HISTOGRAMS = 7               # one per Stage, then the whole decision
+    HISTOGRAM_BUCKETS = 16       # of a stage
+    LATENCY_BUCKETS = 82         # of a route's decisions
     MODEL_PATH_MAX = 1024
 
 cdef extern from *:
@@ -52,9 +54,32 @@ cdef extern from *:
     /* upper bounds of the latency buckets in ns; the last bucket has none */
     static const uint64_t or_bounds_ns[15] = {1000, 2000, 5000, 10000, 15000, 25000, 50000, 75000,
         100000, 250000, 500000, 1000000, 2500000, 5000000, 10000000};
+    /* the same, fine enough for percentiles (20 to a decade, each at most 1/4 above the one before) and holding
+       all of the bounds above, so that the coarse counts follow exactly from the fine ones */
+    static const uint64_t or_fine_bounds_ns[81] = {
+        1000, 1100, 1250, 1500, 1750, 2000, 2250, 2500, 3000, 3500, 4000,
+        4500, 5000, 5500, 6000, 6500, 7000, 7500, 8000, 9000, 10000, 11000,
+        12500, 15000, 17500, 20000, 22500, 25000, 30000, 35000, 40000, 45000, 50000,
+        55000, 60000, 65000, 70000, 75000, 80000, 90000, 100000, 110000, 125000, 150000,
+        175000, 200000, 225000, 250000, 300000, 350000, 400000, 450000, 500000, 550000, 600000,
+        650000, 700000, 750000, 800000, 900000, 1000000, 1100000, 1250000, 1500000, 1750000, 2000000,
+        2250000, 2500000, 3000000, 3500000, 4000000, 4500000, 5000000, 5500000, 6000000, 6500000, 7000000,
+        7500000, 8000000, 9000000, 10000000};
+    /* bucket of the least number with this highest bit */
+    static const uint8_t or_fine_start[25] = {
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 6, 11, 19, 24, 29, 36, 43, 48, 53, 61, 66, 71, 79, 81};
+    static inline int or_fine_bucket(uint64_t ns) {
+        int e = 63 - __builtin_clzll(ns | 1), i;
+        if (ns > 10000000) return 81;
+        i = or_fine_start[e];
+        while (ns > or_fine_bounds_ns[i]) i++;
+        return i;
+    }
     """
     const uint64_t OR_ARENA_MAGIC
     const uint64_t *or_bounds_ns
+    const uint64_t *or_fine_bounds_ns
+    int or_fine_bucket(uint64_t ns) noexcept nogil
 
 cdef enum:                       # Counter
     COUNT_REQUESTS = 0
@@ -74,13 +99,28 @@ cdef enum:                       # Counter
     COUNT_NO_MODELS = 27         # decided without models loaded
     COUNT_LOCKS_STOLEN = 28      # from a holder that died or slept
     COUNT_HELD = 29              # from a client that an earlier detection still holds
+    COUNT_SHED = 30              # stages left out because their route had shed them
+    COUNT_TEXT_PART = 31         # texts read until the time was up
     COUNTERS = 32
 
 
 cdef struct CounterSlot:
     uint64_t value[32]
-    uint64_t histogram[7][16]
-    uint64_t route_action[256][5]
+    uint64_t stage[6][16]        # of routes that are no more, and their decisions: the others have their own
+    uint64_t total[16]
+
+
+cdef struct RouteCounters:
+    # one per route and counter slot; a route keeps its place (RoutePolicy.slot) as long as its name is there
+    uint64_t latency[82]         # whole decisions, by or_fine_bounds_ns
+    uint64_t stage[6][16]        # by or_bounds_ns
+    uint64_t action[5]           # as decided
+    uint64_t skipped[6]          # by Stage, for whatever reason, a text read in part among them
+    uint64_t shed[6]             # those that the route had shed
+    uint64_t text_part           # texts read until the time was up
+    uint64_t overruns
+    uint64_t spent_ns            # sum over all decisions
+    uint64_t pad[2]              # whole cache lines
 
 
 cdef struct RegionHead:
@@ -103,7 +143,8 @@ cdef struct ArenaHeader:
     uint32_t event_bytes
     uint32_t policy_bytes
     uint32_t entry_bytes
-    RegionHead region[8]         # policy, models, buckets, entries, blocklist, events, counters, routes
+    # policy, models, buckets, entries, blocklist, events, counters, routes' means, routes' counters, routes' control
+    RegionHead region[10]
     # live fields, each on its own cache line
     uint64_t pad0[8]
     uint64_t policy_generation
@@ -155,10 +196,12 @@ cdef struct Event:
     uint16_t path_n
     uint16_t agent_n
     uint16_t authority_n
+    uint8_t route_n
     char method[16]
     char path[256]
     char agent[128]
     char authority[64]
+    char route[64]               # its name when this was decided
 
 
 cdef struct Arena:
@@ -172,7 +215,9 @@ cdef struct Arena:
     BlockEntry *blocklist
     Event *events
     CounterSlot *counters
-    RouteStats *routes
+    RouteStats *routes           # by RoutePolicy.slot, as the next two
+    RouteCounters *route_counters    # counter_slots times ROUTES_MAX
+    RouteControl *control
 
 
 cdef inline void arena_point(Arena *a, char *base) noexcept nogil:
@@ -187,11 +232,13 @@ cdef inline void arena_point(Arena *a, char *base) noexcept nogil:
     a.events = <Event *>(base + a.head.region[5].offset)
     a.counters = <CounterSlot *>(base + a.head.region[6].offset)
     a.routes = <RouteStats *>(base + a.head.region[7].offset)
+    a.route_counters = <RouteCounters *>(base + a.head.region[8].offset)
+    a.control = <RouteControl *>(base + a.head.region[9].offset)
 
 
 cdef inline uint64_t arena_lay_out(ArenaHeader *h) noexcept nogil:
     """Fill in sizes and offsets from the four counts; returns the file's size in bytes."""
-    cdef uint64_t size[8]
+    cdef uint64_t size[10]
     cdef uint64_t at = ARENA_HEADER_BYTES
     cdef int i
     h.magic = OR_ARENA_MAGIC
@@ -208,7 +255,9 @@ cdef inline uint64_t arena_lay_out(ArenaHeader *h) noexcept nogil:
     size[5] = <uint64_t>h.events * sizeof(Event)
     size[6] = <uint64_t>h.counter_slots * sizeof(CounterSlot)
     size[7] = ROUTES_MAX * sizeof(RouteStats)
-    for i in range(8):
+    size[8] = <uint64_t>h.counter_slots * ROUTES_MAX * sizeof(RouteCounters)
+    size[9] = ROUTES_MAX * sizeof(RouteControl)
+    for i in range(REGIONS):
         h.region[i].offset = at
         h.region[i].bytes = size[i]
         at += (size[i] + 4095) & ~<uint64_t>4095
@@ -253,7 +302,7 @@ cdef inline int arena_check(const ArenaHeader *h, int64_t file_bytes, char *err,
                  h.policy_bytes, want.policy_bytes, h.event_bytes, want.event_bytes,
                  h.entry_bytes, want.entry_bytes)
         return -1
-    for i in range(8):
+    for i in range(REGIONS):
         if want.region[i].offset != h.region[i].offset or want.region[i].bytes != h.region[i].bytes:
             snprintf(err, err_n, "region %d is not where its counts say", i)
             return -1

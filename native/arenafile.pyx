@@ -5,7 +5,7 @@ import secrets
 
 from libc.math cimport isnan
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from native.arena cimport *
 from native.base cimport *
@@ -13,6 +13,7 @@ from native.clients cimport *
 from native.identity cimport address_key
 from native.policy cimport *
 from native.reasons cimport or_reason_name
+from native.shedding cimport *
 from native.text cimport text_name_hash
 
 
@@ -21,6 +22,8 @@ MODES = ("observe", "enforce")
 STAGES_NAMES = ("blocklist", "client", "behaviour", "text", "xgboost", "random_forest")
 BODY_STATES = ("none", "whole", "part")
 HISTOGRAM_BOUNDS_US = tuple(or_bounds_ns[i] / 1000.0 for i in range(HISTOGRAM_BUCKETS - 1))
+# of a route's decisions: finer, and with all of the bounds above among them
+LATENCY_BOUNDS_US = tuple(or_fine_bounds_ns[i] / 1000.0 for i in range(LATENCY_BUCKETS - 1))
 COUNTER_NAMES = {
     "requests": COUNT_REQUESTS, "responses": COUNT_RESPONSES,
     **{f"action_{name}": COUNT_ACTION + i for i, name in enumerate(ACTIONS)},
@@ -30,7 +33,8 @@ COUNTER_NAMES = {
     "clients_claimed": COUNT_CLIENTS_CLAIMED, "clients_evicted": COUNT_CLIENTS_EVICTED,
     "clients_contended": COUNT_CLIENTS_CONTENDED, "bodies_in_part": COUNT_BODY_PART,
     "texts_cut": COUNT_TEXT_CUT, "headers_dropped": COUNT_HEADERS_DROPPED, "no_models": COUNT_NO_MODELS,
-    "locks_stolen": COUNT_LOCKS_STOLEN, "held": COUNT_HELD,
+    "locks_stolen": COUNT_LOCKS_STOLEN, "held": COUNT_HELD, "stages_shed": COUNT_SHED,
+    "texts_in_part": COUNT_TEXT_PART,
 }
 CLIENT_ENTRY_BYTES = sizeof(ClientEntry) + sizeof(Bucket) // BUCKET_WAYS
 LIMITS = {"clients": CLIENTS_LIMIT, "events": EVENTS_LIMIT, "blocklist": BLOCKLIST_LIMIT, "routes": ROUTES_MAX - 1,
@@ -168,9 +172,12 @@ cdef class ArenaFile:
     def write_policy(self, dict spec):
         """Publish a policy (made by sidecar.policy.compile_policy) to all who have the arena open.
 
-        spec's keys and limits are those of native/policy.pxd; raises ValueError beyond them."""
+        spec's keys and limits are those of native/policy.pxd; raises ValueError beyond them. A route keeps its
+        figures as long as its name is there, wherever it stands; what it has shed it tries again when its budget or
+        the order of skipping is another."""
         cdef uint64_t g = self.arena.head.policy_generation + 1
         cdef Policy *p = &self.arena.policy[g & 1]
+        cdef Policy *old = &self.arena.policy[(g - 1) & 1]
         cdef int i
         if (len(spec["routes"]) > ROUTES_MAX or len(spec["ranges"]) > RANGES_MAX
                 or len(spec["principals"]) > PRINCIPALS_MAX):
@@ -191,6 +198,8 @@ cdef class ArenaFile:
         for i, stage in enumerate(spec["skip"][:6]):
             p.skip[i] = STAGES_NAMES.index(stage)
         p.n_skip = min(len(spec["skip"]), 6)
+        p.shed = spec["shed"]
+        p.shed_hold_ms = spec["shed_hold_ms"]
         for i, source in enumerate(spec["principals"]):
             p.principal[i].kind = source["kind"]
             p.principal[i].name_n = <uint8_t>put(p.principal[i].name, NAME_MAX, source["name"], "client.principal")
@@ -224,7 +233,9 @@ cdef class ArenaFile:
             for j in range(5):
                 p.route[i].threshold[j] = route["threshold"][j]
             p.route[i].path_n = put(p.route[i].path, ROUTE_PATH_MAX, route["path"], "routes.path")
+            p.route[i].name_n = <uint8_t>put(p.route[i].name, NAME_MAX, route["name"], "routes.name")
         p.n_routes = len(spec["routes"])
+        place_routes(&self.arena, p, old if g > 1 else NULL)
         for i, (low, high, action) in enumerate(spec["ranges"]):
             memcpy(p.range[i].low, <const char *><bytes>low, 16)
             memcpy(p.range[i].high, <const char *><bytes>high, 16)
@@ -281,30 +292,98 @@ cdef class ArenaFile:
         return out
 
     def histograms(self):
-        """Latency counts per stage and "total": lists with one count per bucket, the last without bound."""
+        """Latency counts per stage and "total", over all routes: lists with one count per bucket, the last without
+        bound. See HISTOGRAM_BOUNDS_US."""
+        cdef uint64_t counts[7][16]
+        cdef const RouteCounters *c
+        cdef uint64_t at
         cdef uint32_t s
         cdef int i, b
-        out = {}
-        for i, name in enumerate((*STAGES_NAMES, "total")):
-            counts = [0] * HISTOGRAM_BUCKETS
-            for s in range(self.arena.head.counter_slots):
+        memset(counts, 0, sizeof(counts))
+        for s in range(self.arena.head.counter_slots):
+            for i in range(STAGES):
                 for b in range(HISTOGRAM_BUCKETS):
-                    counts[b] += self.arena.counters[s].histogram[i][b]
-            out[name] = counts
+                    counts[i][b] += self.arena.counters[s].stage[i][b]
+            for b in range(HISTOGRAM_BUCKETS):
+                counts[STAGES][b] += self.arena.counters[s].total[b]
+        for at in range(<uint64_t>self.arena.head.counter_slots * ROUTES_MAX):
+            c = &self.arena.route_counters[at]
+            for i in range(STAGES):
+                for b in range(HISTOGRAM_BUCKETS):
+                    counts[i][b] += c.stage[i][b]
+            for b in range(LATENCY_BUCKETS):
+                if c.latency[b]:
+                    counts[STAGES][coarse_bucket(b)] += c.latency[b]
+        return {name: [counts[i][b] for b in range(HISTOGRAM_BUCKETS)]
+                for i, name in enumerate((*STAGES_NAMES, "total"))}
+
+    def routes(self):
+        """What the arena knows of each route of the current policy, in its order. A list of dicts:
+
+        name, path, budget_us (0: none), requests, latency (counts by LATENCY_BOUNDS_US, the last without bound),
+        decisions (the same by HISTOGRAM_BOUNDS_US), spent_s (sum), stages (name -> counts by HISTOGRAM_BOUNDS_US),
+        actions (name -> count, as decided), skipped and shed (name -> count; skipped is for whatever reason),
+        texts_in_part, overruns, shed_now (names, in the order in which they went; text_in_part: the text is cut
+        short), shed_level (0 nothing; how far along that order), sheds and taken_back (how often)."""
+        cdef RouteCounters sum_
+        cdef uint64_t *total = <uint64_t *>&sum_
+        cdef const uint64_t *one
+        cdef const RoutePolicy *route
+        cdef const RouteControl *control
+        cdef Policy policy
+        cdef uint32_t s, bits, level
+        cdef int r, i, b, at
+        out = []
+        memcpy(&policy, &self.arena.policy[or_load64(&self.arena.head.policy_generation) & 1], sizeof(Policy))
+        policy_bound(&policy)
+        for r in range(policy.n_routes):
+            route = &policy.route[r]
+            control = &self.arena.control[route.slot]
+            memset(total, 0, sizeof(RouteCounters))
+            for s in range(self.arena.head.counter_slots):
+                one = <const uint64_t *>&self.arena.route_counters[<uint64_t>s * ROUTES_MAX + route.slot]
+                for at in range(<int>(sizeof(RouteCounters) // 8)):
+                    total[at] += one[at]
+            level = 0
+            if policy.shed and route.budget_us:
+                level = min(shed_level(control), shed_levels(policy.skip, policy.n_skip))
+            bits = shed_bits(policy.skip, policy.n_skip, level)
+            latency = [sum_.latency[b] for b in range(LATENCY_BUCKETS)]
+            out.append({
+                "name": text_of(route.name, route.name_n), "path": text_of(route.path, route.path_n),
+                "budget_us": route.budget_us, "requests": sum(latency), "latency": latency,
+                "decisions": coarse(latency),
+                "spent_s": sum_.spent_ns / 1e9,
+                "stages": {name: [sum_.stage[i][b] for b in range(HISTOGRAM_BUCKETS)]
+                           for i, name in enumerate(STAGES_NAMES)},
+                "actions": {name: sum_.action[i] for i, name in enumerate(ACTIONS)},
+                "skipped": {name: sum_.skipped[i] for i, name in enumerate(STAGES_NAMES)},
+                "shed": {name: sum_.shed[i] for i, name in enumerate(STAGES_NAMES)},
+                "texts_in_part": sum_.text_part, "overruns": sum_.overruns,
+                "shed_now": names_of(policy.skip, policy.n_skip, bits), "shed_level": level,
+                "sheds": control.shed, "taken_back": control.taken_back,
+            })
         return out
 
-    def route_actions(self):
-        """List per route (policy order) of five totals by action."""
-        cdef uint32_t s
-        cdef int r, a
-        out = []
-        for r in range(max(self.arena.policy[self.arena.head.policy_generation & 1].n_routes, 1)):
-            row = [0] * 5
-            for s in range(self.arena.head.counter_slots):
-                for a in range(5):
-                    row[a] += self.arena.counters[s].route_action[r][a]
-            out.append(row)
-        return out
+    def note(self, int route, bint overran, int n, uint64_t now_ms):
+        """Count n decisions on the route with this index as overran or not, all at one time, as workers do: for
+        tests and for trying out what shedding would do. Returns how often its level changed. Not for a route that
+        serves."""
+        cdef Policy *p = &self.arena.policy[or_load64(&self.arena.head.policy_generation) & 1]
+        cdef RouteControl *c
+        cdef int _i, changes = 0
+        if not 0 <= route < <int>min(p.n_routes, <uint32_t>ROUTES_MAX):
+            raise ValueError(f"there is no route {route}")
+        c = &self.arena.control[min(p.route[route].slot, <uint16_t>(ROUTES_MAX - 1))]
+        with nogil:
+            for _i in range(n):
+                changes += shed_note(c, overran, now_ms, shed_levels(p.skip, p.n_skip), p.shed_hold_ms)
+        return changes
+
+    @property
+    def created(self):
+        """When the arena was made, unix seconds."""
+        return self.arena.head.created_us / 1e6
 
     def known_clients(self):
         """How many entries of the client table are in use (walks the table)."""
@@ -349,6 +428,100 @@ cdef class ArenaFile:
             out.append(record_of_event(e))
             event_release(&self.arena)
         return out
+
+
+cdef int coarse_bucket(int fine):
+    """The bucket of HISTOGRAM_BOUNDS_US in which this one of LATENCY_BOUNDS_US lies."""
+    return bucket_of_ns(or_fine_bounds_ns[fine] if fine < LATENCY_BUCKETS - 1 else <uint64_t>-1)
+
+
+def shed_step(uint64_t state, uint32_t requests, uint32_t overruns, uint64_t now_ms, uint32_t levels,
+              uint32_t first_ms):
+    """RouteControl.state after a window (native/shedding.pxd), for tests."""
+    return shed_after(state, requests, overruns, now_ms, levels, first_ms)
+
+
+cdef list names_of(const uint8_t *skip, uint32_t n_skip, uint32_t bits):
+    """What shed_bits gave, by name, in the order of skipping."""
+    out = [STAGES_NAMES[skip[i]] for i in range(n_skip) if skip[i] < STAGES and bits >> skip[i] & 1]
+    return [*out, "text_in_part"] if bits & SHED_SHORT else out
+
+
+def shed_at(order, int level):
+    """(levels that an order of skipping has, names of what goes at this one): for tests."""
+    cdef uint8_t skip[6]
+    cdef uint32_t bits, n = 0
+    for stage in order[:6]:
+        skip[n] = STAGES_NAMES.index(stage)
+        n += 1
+    bits = shed_bits(skip, n, level)
+    return shed_levels(skip, n), names_of(skip, n, bits)
+
+
+def latency_bucket(uint64_t ns):
+    """Index into a route's latency counts, for tests."""
+    return or_fine_bucket(ns)
+
+
+cdef list coarse(list latency):
+    out = [0] * HISTOGRAM_BUCKETS
+    for b, n in enumerate(latency):
+        if n:
+            out[coarse_bucket(b)] += n
+    return out
+
+
+cdef uint64_t take(uint64_t *p):
+    """What stood there, leaving 0: nothing that others add meanwhile is lost."""
+    cdef uint64_t n = or_load64(p)
+    while not or_cas64(p, n, 0):
+        n = or_load64(p)
+    return n
+
+
+cdef void retire(Arena *arena, int slot):
+    """A route has gone: its slot is as new. Totals over all routes stay what they were."""
+    cdef RouteCounters *c
+    cdef uint32_t s
+    cdef int i, b
+    for s in range(arena.head.counter_slots):
+        c = &arena.route_counters[<uint64_t>s * ROUTES_MAX + slot]
+        for i in range(STAGES):
+            for b in range(HISTOGRAM_BUCKETS):
+                or_add64(&arena.counters[s].stage[i][b], take(&c.stage[i][b]))
+        for b in range(LATENCY_BUCKETS):
+            or_add64(&arena.counters[s].total[coarse_bucket(b)], take(&c.latency[b]))
+        memset(c, 0, sizeof(RouteCounters))
+    memset(&arena.control[slot], 0, sizeof(RouteControl))
+    memset(&arena.routes[slot], 0, sizeof(RouteStats))
+
+
+cdef void place_routes(Arena *arena, Policy *p, const Policy *old):
+    """Give each route of p the slot that its name has in old (NULL: none), the others free ones, emptied."""
+    cdef int i, slot
+    cdef bint same
+    before = {}
+    if old != NULL:
+        for i in range(min(old.n_routes, <uint32_t>ROUTES_MAX)):
+            before[<bytes>old.route[i].name[:min(old.route[i].name_n, <uint8_t>NAME_MAX)]] = i
+    used = set()
+    fresh = []
+    for i in range(p.n_routes):
+        was = before.pop(<bytes>p.route[i].name[:p.route[i].name_n], None)
+        if was is None or old.route[<int>was].slot in used or old.route[<int>was].slot >= ROUTES_MAX:
+            fresh.append(i)
+            continue
+        slot = p.route[i].slot = old.route[<int>was].slot
+        used.add(slot)
+        same = (p.n_skip == old.n_skip and memcmp(p.skip, old.skip, 6) == 0 and p.shed == old.shed
+                and p.route[i].budget_us == old.route[<int>was].budget_us)
+        if not same:
+            or_store64(&arena.control[slot].window, 0)
+            or_store64(&arena.control[slot].state, 0)
+    free_ = [slot for slot in range(ROUTES_MAX) if slot not in used]
+    for i, slot in zip(fresh, free_):
+        p.route[i].slot = <uint16_t>slot
+        retire(arena, slot)
 
 
 cdef uint16_t put(char *to, int room, object value, str name) except? 65535:
@@ -413,6 +586,7 @@ cdef dict record_of_decision(const Decision *given):
         "route": d.route, "budget_us": d.budget_us or None, "spent_us": round(d.spent_ns / 1000.0, 1),
         "stages_us": {STAGES_NAMES[i]: round(d.stage_ns[i] / 1000.0, 1) for i in range(STAGES) if d.stage_ns[i]},
         "skipped": [STAGES_NAMES[i] for i in range(STAGES) if d.skipped >> i & 1],
+        "shed": [STAGES_NAMES[i] for i in range(STAGES) if d.skipped & d.shed & (<uint32_t>1 << i)],
         "body": BODY_STATES[d.body_state], "escalated": bool(d.escalate),
         "client_key": f"{d.client_key:016x}" if d.client_key else None,
         "principal_key": f"{d.principal_key:016x}" if d.principal_key else None,
@@ -425,6 +599,8 @@ cdef dict record_of_event(const Event *e):
     if e.has_address:
         ip = ipaddress.IPv6Address((<const char *>e.address)[:16])
         record["client"] = str(ip.ipv4_mapped or ip)
+    if e.route_n:
+        record["route"] = text_of(e.route, min(e.route_n, NAME_MAX))
     record["method"] = text_of(e.method, min(e.method_n, 16))
     record["path"] = text_of(e.path, min(e.path_n, 256))
     record["authority"] = text_of(e.authority, min(e.authority_n, 64))

@@ -129,7 +129,8 @@ cdef struct Decision:
     uint8_t spare
     uint16_t route               # index into the policy's routes; 0 is the service's default
     uint16_t retry_after_s
-    uint32_t skipped             # bit per Stage skipped for lack of budget
+    uint32_t skipped             # bit per Stage skipped for lack of budget; the text's also where it was read in part
+    uint32_t shed                # those of them that the route has shed
     uint32_t budget_us           # 0: none
     uint32_t spent_ns
     uint32_t stage_ns[6]

@@ -1,7 +1,7 @@
 """One request's way: `worker_decide`, read top to bottom.
 
-A Worker is what one thread needs to decide: the arena, its own copy of the policy, the models
-in use and scratch memory. Nothing here allocates, waits or raises.
+Nothing here allocates, waits or raises. The Worker is described in native/worker.pxd, how it keeps to the budget in
+native/budget.pxd.
 """
 from libc.math cimport NAN
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -9,93 +9,22 @@ from libc.string cimport memcpy, memset
 
 from native.arena cimport *
 from native.base cimport *
+from native.budget cimport *
 from native.clients cimport *
-from native.identity cimport TOKEN_MAX, address_key, header_value, principal_of
-from native.models cimport (
-    ModelSet, TreeScratch, models_behaviour_score, models_text_score, tree_predict, tree_predict_text)
+from native.identity cimport address_key, principal_of
+from native.models cimport ModelSet, models_behaviour_score, models_text_score, tree_predict, tree_predict_text
 from native.policy cimport *
 from native.reasons cimport *
-from native.text cimport TextResult, TextScratch, text_score
+from native.shedding cimport SHED_SHORT
+from native.text cimport text_score
 from native.windows cimport *
+from native.worker cimport *
 
 cdef enum:
     TICKET_LOGIN = 1             # bits of Decision.spare, for the response half
     TICKET_STRICT_LOGIN = 2
     TICKET_OBJECT = 4
     ATTACKED_PATHS = 5           # a scanner tries everywhere; a page on which people paste SQL is one path
-
-
-cdef struct ModelSlot:
-    ModelSet *current            # swapped by the control plane; read through worker_models
-
-
-cdef struct Worker:
-    Arena *arena
-    ModelSlot *slot
-    ModelSet *in_use             # what this worker scores with now; the swapper waits for it to change
-    CounterSlot *counters
-    uint64_t policy_generation
-    uint64_t random
-    uint8_t unhurried            # no stage is skipped for lack of time: training, replay, tests
-    float stage_ns[6]            # running mean cost of each stage
-    float text_ns_per_byte
-    uint32_t since_stage_run[6]  # decisions since a stage last ran: its estimate is aged when starved
-    uint8_t anonymous            # look at the text alone: no principal is read from the headers
-    float behaviour[32]          # the last row, for training and for people
-    TreeScratch trees
-    TextScratch text
-    TextResult found
-    char token[4096]
-    Policy policy
-
-
-cdef inline void count(Worker *w, int what, uint64_t n) noexcept nogil:
-    or_add64(&w.counters.value[what], n)
-
-
-cdef inline bint worker_refresh(Worker *w) noexcept nogil:
-    """Take over a new policy, if there is one. False while there never was any."""
-    cdef uint64_t g = or_load64(&w.arena.head.policy_generation)
-    cdef int _tries
-    if g == w.policy_generation:
-        return g != 0
-    for _tries in range(8):
-        memcpy(&w.policy, &w.arena.policy[g & 1], sizeof(Policy))
-        or_fence_acquire()
-        if or_load64(&w.arena.head.policy_generation) == g and w.policy.generation == g:
-            policy_bound(&w.policy)
-            w.policy_generation = g
-            return True
-        g = or_load64(&w.arena.head.policy_generation)
-    # the writer is faster than we copy: go on with the old one, whole, at the next request;
-    # a torn copy must not be used
-    w.policy_generation = 0
-    return False
-
-
-cdef inline ModelSet *worker_models(Worker *w) noexcept nogil:
-    """The current models, marked as in use (a hazard pointer: write, then look again)."""
-    cdef ModelSet *m
-    cdef int _tries
-    for _tries in range(16):
-        m = <ModelSet *>or_load64(<uint64_t *>&w.slot.current)
-        or_store64(<uint64_t *>&w.in_use, <uint64_t>m)
-        or_fence_full()
-        if <ModelSet *>or_load64(<uint64_t *>&w.slot.current) == m:
-            return m
-    or_store64(<uint64_t *>&w.in_use, 0)
-    return NULL
-
-
-cdef inline void worker_models_done(Worker *w) noexcept nogil:
-    or_store64(<uint64_t *>&w.in_use, 0)
-
-
-cdef extern from *:
-    """
-    static inline void or_fence_full(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-    """
-    void or_fence_full() noexcept nogil
 
 
 # -- behaviour ---------------------------------------------------------------------------------
@@ -269,127 +198,11 @@ cdef inline void add_reason(Decision *d, int reason, float value) noexcept nogil
         d.n_reasons += 1
 
 
-cdef inline void write_event(Worker *w, const Request *r, const Decision *d) noexcept nogil:
-    cdef uint64_t position
-    cdef uint32_t n
-    cdef Slice agent
-    cdef Event *e = event_claim(w.arena, &position)
-    if e == NULL:
-        count(w, COUNT_EVENTS_DROPPED, 1)
-        return
-    memcpy(&e.decision, d, sizeof(Decision))
-    e.kind = 0
-    e.has_address = r.has_address
-    memcpy(e.address, r.address, 16)
-    n = r.method.n if r.method.n < 16 else 16
-    if n:
-        memcpy(e.method, r.method.p, n)
-    e.method_n = <uint8_t>n
-    n = r.path.n if r.path.n < 256 else 256
-    if n:
-        memcpy(e.path, r.path.p, n)
-    e.path_n = <uint16_t>n
-    n = r.authority.n if r.authority.n < 64 else 64
-    if n:
-        memcpy(e.authority, r.authority.p, n)
-    e.authority_n = <uint16_t>n
-    agent = header_value(r, b"user-agent", 10)
-    n = agent.n if agent.n < 128 else 128
-    if n:
-        memcpy(e.agent, agent.p, n)
-    e.agent_n = <uint16_t>n
-    event_publish(e, position)
-    count(w, COUNT_EVENTS, 1)
-
-
-cdef inline float next_random(Worker *w) noexcept nogil:
-    """Uniform in [0, 1), xorshift64*: for sampling only."""
-    w.random ^= w.random >> 12
-    w.random ^= w.random << 25
-    w.random ^= w.random >> 27
-    return <float>((w.random * <uint64_t>2685821657736338717u) >> 40) / 16777216.0
-
-
-cdef inline void finish(Worker *w, const Request *r, Decision *d, uint64_t start_ns) noexcept nogil:
-    """What is carried out, the counters, and the event."""
-    cdef int i
-    d.enforced = d.action
-    if d.mode == MODE_OBSERVE and d.action > ACTION_TAG:
-        d.enforced = ACTION_TAG
-    d.retry_after_s = w.policy.retry_after_s if d.enforced == ACTION_THROTTLE else 0
-    d.spent_ns = <uint32_t>(or_now_ns() - start_ns)
-    count(w, COUNT_REQUESTS, 1)
-    count(w, COUNT_ACTION + d.action, 1)
-    count(w, COUNT_ENFORCED + d.enforced, 1)
-    or_add64(&w.counters.route_action[d.route & 255][d.action], 1)
-    if d.skipped:
-        for i in range(STAGES):
-            if d.skipped & (<uint32_t>1 << i):
-                count(w, COUNT_SKIPPED + i, 1)
-    if d.budget_us and d.spent_ns > d.budget_us * <uint64_t>1000:
-        count(w, COUNT_OVERRUNS, 1)
-    for i in range(STAGES):
-        if d.stage_ns[i]:
-            or_add64(&w.counters.histogram[i][bucket_of_ns(d.stage_ns[i])], 1)
-    or_add64(&w.counters.histogram[STAGES][bucket_of_ns(d.spent_ns)], 1)
-    if d.action != ACTION_ALLOW or w.policy.allow_sample >= 1 or next_random(w) < w.policy.allow_sample:
-        write_event(w, r, d)
-
-
-cdef inline uint64_t stage_done(Worker *w, Decision *d, int stage, uint64_t since_ns) noexcept nogil:
-    cdef uint64_t now = or_now_ns()
-    cdef uint64_t ns = now - since_ns
-    if ns > 4000000000u:
-        ns = 4000000000u
-    d.stage_ns[stage] = <uint32_t>ns | 1          # 0 means: did not run
-    # an outlier (the thread was scheduled away) must not shut a stage off for long
-    w.stage_ns[stage] += 0.05 * ((<float>ns if ns < 200000 else <float>200000) - w.stage_ns[stage])
-    w.since_stage_run[stage] = 0
-    return now
-
-
-cdef inline uint32_t plan_skips(Worker *w, uint32_t todo, uint64_t now_ns, uint64_t deadline_ns,
-                                uint32_t text_bytes) noexcept nogil:
-    """Which of the stages still to do must give way so that the rest fits before the deadline:
-    bits of Stage, in the policy's order."""
-    cdef float left = <float>(deadline_ns - now_ns) if deadline_ns > now_ns else 0.0
-    cdef float need = 0
-    cdef float cost[6]
-    cdef uint32_t skip = 0
-    cdef int i, stage
-    for i in range(STAGES):
-        cost[i] = 0
-        if todo & (<uint32_t>1 << i):
-            cost[i] = w.text_ns_per_byte * text_bytes if i == STAGE_TEXT else w.stage_ns[i]
-            need += cost[i]
-    for i in range(w.policy.n_skip):
-        if need <= left:
-            break
-        stage = w.policy.skip[i]
-        if stage < STAGES and todo & (<uint32_t>1 << stage) and not skip & (<uint32_t>1 << stage):
-            if stage == STAGE_TEXT and left > 4000 and cost[STAGE_TEXT] > left:
-                # part of the text is better than none: it stops by itself at the deadline
-                need = need - cost[STAGE_TEXT]
-                continue
-            skip |= <uint32_t>1 << stage
-            need -= cost[stage]
-            w.since_stage_run[stage] += 1
-            if w.since_stage_run[stage] > 1000:
-                # nothing runs, so nothing is measured: forget slowly, then try again
-                w.stage_ns[stage] *= 0.5
-                w.text_ns_per_byte *= 0.5
-                w.since_stage_run[stage] = 0
-    if skip & (<uint32_t>1 << STAGE_TEXT):
-        # without values there is nothing to describe
-        skip |= todo & ((<uint32_t>1 << STAGE_XGBOOST) | (<uint32_t>1 << STAGE_FOREST))
-    return skip
-
-
 cdef inline bint look_at_client(Worker *w, const Request *r, const Shape *shape, ClientEntry *by_address,
                                 ClientEntry *by_principal, const Decision *d, Finding *f) noexcept nogil:
     """Detectors on both entries, the row for the Isolation Forest from the principal's where there
     is one: an address may be an office. True where there is a row. Both entries are locked."""
-    cdef RouteStats *route = &w.arena.routes[d.route]
+    cdef RouteStats *route = &w.arena.routes[w.policy.route[d.route].slot]
     cdef ClientEntry *e
     cdef Finding fresh
     memset(&fresh, 0, sizeof(fresh))
@@ -449,13 +262,13 @@ cdef inline int action_of(const RoutePolicy *route, float score, int most) noexc
 
 cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogil:
     """From a request to a decision. Fills all of d."""
-    cdef uint64_t start = or_now_ns(), now = start, deadline = <uint64_t>-1
+    cdef uint64_t start = or_now_ns(), now = start, deadline = <uint64_t>-1, text_until = <uint64_t>-1
     cdef const RoutePolicy *route
     cdef const BlockEntry *block
     cdef ModelSet *models
     cdef ClientEntry *by_address = NULL
     cdef ClientEntry *by_principal = NULL
-    cdef uint32_t lock_address = 0, lock_principal = 0, todo, skip, bytes
+    cdef uint32_t lock_address = 0, lock_principal = 0, todo, skip, shed = 0, bytes
     cdef Shape shape
     cdef Finding f, claim
     cdef float unusual = 0, xgboost = NAN, forest = NAN
@@ -470,7 +283,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     d.time_us = r.time_us
     d.body_state = r.body_state
     if not worker_refresh(w):
-        finish(w, r, d, start)                    # no policy yet: allowed, and counted
+        finish(w, r, d, start, 0)                 # no policy yet: allowed, and counted
         return
 
     # 1. the route and who is asking
@@ -511,7 +324,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     if d.action == ACTION_ALLOW and route.exempt:
         add_reason(d, REASON_EXEMPT_ROUTE, 0)
     if d.action != ACTION_ALLOW or route.exempt:
-        finish(w, r, d, start)
+        finish(w, r, d, start, 0)
         return
 
     # 3. the client's entries: windows of address and principal. Locked until the features are
@@ -541,7 +354,12 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         todo |= (1 << STAGE_TEXT) | (1 << STAGE_XGBOOST) | (1 << STAGE_FOREST)
     bytes = r.path.n + r.query.n + 64 * r.n_headers
     bytes += r.body.n if r.body.n < w.policy.text.body_bytes_max else w.policy.text.body_bytes_max
-    skip = plan_skips(w, todo, now, deadline, bytes) if hurried else 0
+    skip = 0
+    if hurried:
+        if w.policy.shed:
+            shed = shed_stages(w, route)
+            d.shed = shed & todo | (1 << STAGE_TEXT if shed & SHED_SHORT else 0)
+        skip = todo & shed | plan_skips(w, todo & ~shed, now, deadline, bytes)
     has_row = False
     is_held = by_address != NULL and held(by_address, &w.policy, r.time_us, &f)
     if (by_principal != NULL and held(by_principal, &w.policy, r.time_us, &claim)
@@ -566,15 +384,17 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     todo &= ~(<uint32_t>1 << STAGE_BEHAVIOUR)
     d.skipped = skip & (1 << STAGE_BEHAVIOUR)
     if todo and hurried:
-        skip = plan_skips(w, todo, now, deadline, bytes)
+        skip = todo & shed | plan_skips(w, todo & ~shed, now, deadline, bytes)
         d.skipped |= skip
     elif todo == 0:
         skip = 0
     if todo and not skip & (1 << STAGE_TEXT):
-        text_score(r, &models.text, &w.policy.text, &w.text, &w.found, deadline)
+        if hurried:
+            text_until = text_deadline(w, todo & ~skip, shed, route.budget_us, now, deadline)
+        text_score(r, &models.text, &w.policy.text, &w.text, &w.found, text_until)
         d.raw_linear = w.found.linear
         now = stage_done(w, d, STAGE_TEXT, now)
-        w.text_ns_per_byte += 0.05 * (<float>d.stage_ns[STAGE_TEXT] / <float>(bytes + 1) - w.text_ns_per_byte)
+        text_cost(w, <float>d.stage_ns[STAGE_TEXT] / <float>(bytes + 1), text_until, now)
         if w.found.cut:
             count(w, COUNT_TEXT_CUT, 1)
             is_cut = True
@@ -582,7 +402,9 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
             d.skipped |= 1 << STAGE_TEXT
         todo = (1 << STAGE_XGBOOST) | (1 << STAGE_FOREST)
         if hurried:
-            skip = plan_skips(w, todo, now, deadline, 0)
+            if w.found.overrun:
+                shed |= before_text(&w.policy)    # the text wanted their time, too
+            skip = todo & shed | plan_skips(w, todo & ~shed, now, deadline, 0)
             d.skipped = (d.skipped & ~todo) | skip    # the text may have taken less than was feared
         if not skip & (1 << STAGE_XGBOOST):
             xgboost = tree_predict_text(&models.xgboost, w.found.linear, w.found.features, &w.trees)
@@ -647,7 +469,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         count(w, COUNT_HEADERS_DROPPED, 1)
     # neither clearly one thing nor the other: for the judge
     d.escalate = 1 if d.action == ACTION_TAG else 0
-    finish(w, r, d, start)
+    finish(w, r, d, start, now)
 
 
 cdef inline void worker_respond(Worker *w, const Decision *d, int status, int64_t response_us,
@@ -675,16 +497,3 @@ cdef inline void worker_respond(Worker *w, const Decision *d, int status, int64_
             if i == 1 and d.client_key:
                 party_answer(e, d.client_key, status, d.spare & TICKET_LOGIN)
         entry_unlock(e, mine)
-
-
-cdef inline void worker_init(Worker *w, Arena *arena, ModelSlot *slot) noexcept nogil:
-    cdef uint64_t n
-    memset(w, 0, sizeof(Worker))
-    w.arena = arena
-    w.slot = slot
-    n = or_add64(&arena.head.next_slot, 1) % arena.head.counter_slots
-    w.counters = &arena.counters[n]
-    w.random = mix64(or_now_ns() + n) | 1
-    w.text_ns_per_byte = 20
-    for n in range(STAGES):
-        w.stage_ns[n] = 3000

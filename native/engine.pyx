@@ -17,18 +17,19 @@ from native.extproc_pool cimport Answer, BodyPlan, ExtProcHost
 from native.models cimport ModelSet, modelset_close, modelset_open
 from native.policy cimport *
 from native.reasons cimport or_reason_name
+from native.shedding cimport *
 from native.text cimport TEXT_FEATURES
 from native.windows cimport *
 
 import numpy as np
 
 from native.arenafile import (
-    ACTIONS, BODY_STATES, CLIENT_ENTRY_BYTES, COUNTER_NAMES, HISTOGRAM_BOUNDS_US, LIMITS, MODES, STAGES_NAMES,
-    ArenaError)
+    ACTIONS, BODY_STATES, CLIENT_ENTRY_BYTES, COUNTER_NAMES, HISTOGRAM_BOUNDS_US, LATENCY_BOUNDS_US, LIMITS, MODES,
+    STAGES_NAMES, ArenaError)
 
 __all__ = [
     "ACTIONS", "BEHAVIOUR_FEATURE_NAMES", "BODY_STATES", "CLIENT_ENTRY_BYTES", "COUNTER_NAMES", "HISTOGRAM_BOUNDS_US",
-    "LIMITS", "MODES", "STAGES_NAMES", "ArenaError", "Engine", "ModelError", "Models", "Verdict"]
+    "LATENCY_BOUNDS_US", "LIMITS", "MODES", "STAGES_NAMES", "ArenaError", "Engine", "ModelError", "Models", "Verdict"]
 
 # one name per column of entry_features() in windows.pxd, in its order
 BEHAVIOUR_FEATURE_NAMES = (

@@ -105,6 +105,45 @@ cdef inline uint32_t place_index(TextScratch *s, uint32_t index) noexcept nogil:
 
 # ---------------------------------------------------------------- one value
 
+cdef inline uint64_t time_left(TextScratch *s) noexcept nogil:
+    """ns until the deadline, 0 where it is over. Decides how soon the clock is read again: a window costs about 1 us,
+    a step of a walker some 20 ns, on a slow machine several times as much."""
+    cdef uint64_t now
+    if s.deadline_ns == 0:
+        s.clock = 64
+        s.ticks = 1024
+        return <uint64_t>-1
+    now = or_now_ns()
+    if now >= s.deadline_ns:
+        s.clock = 1
+        s.ticks = 1
+        return 0
+    now = s.deadline_ns - now
+    s.clock = 8 if now > 40000 else 2 if now > 10000 else 1
+    s.ticks = 128 if now > 40000 else 32
+    return now
+
+
+cdef inline bint late(TextScratch *s) noexcept nogil:
+    """Is the time up? Asked by walkers at every step: a document may be long and hold nothing to score."""
+    s.ticks -= 1
+    if s.ticks == 0 and not s.overrun and time_left(s) == 0:
+        s.overrun = 1
+    return s.overrun
+
+
+cdef inline uint32_t within(TextScratch *s, uint32_t n, uint32_t ns_per_byte, uint32_t least) noexcept nogil:
+    """So many of n bytes as the time left allows for at this price each, but at least `least`. For steps that go over
+    many bytes without looking at the clock."""
+    cdef uint64_t room
+    if n <= least:
+        return n
+    room = time_left(s) // ns_per_byte
+    if room < least:
+        room = least
+    return n if n < room else <uint32_t>room
+
+
 cdef inline bint spent(TextScratch *s) noexcept nogil:
     """A limit or the deadline was hit: no more windows."""
     if s.n_windows >= s.policy.windows_max or s.n_values >= s.policy.values_max:
@@ -113,11 +152,9 @@ cdef inline bint spent(TextScratch *s) noexcept nogil:
     if s.overrun:
         return True
     s.clock -= 1
-    if s.clock == 0:
-        s.clock = 4
-        if s.deadline_ns and or_now_ns() > s.deadline_ns:
-            s.overrun = 1
-            return True
+    if s.clock == 0 and time_left(s) == 0:
+        s.overrun = 1
+        return True
     return False
 
 
@@ -237,7 +274,8 @@ cdef inline void score_value(TextScratch *s, const uint8_t *p, uint32_t n, uint8
         return
     s.n_values += 1
     while True:
-        k = n if n < CHUNK_BYTES else <uint32_t>CHUNK_BYTES
+        # in short time a shorter piece: it is decoded whole before its first window is scored
+        k = within(s, n if n < CHUNK_BYTES else <uint32_t>CHUNK_BYTES, 16, 2 * CHUNK_OVERLAP)
         score_piece(s, p, k, kind, plus)
         if k == n or s.overrun or s.n_windows >= s.policy.windows_max:
             if k != n:
@@ -353,7 +391,7 @@ cdef inline void walk_pairs(TextScratch *s, const uint8_t *p, uint32_t n, uint8_
     """name=value&name=value of a query or form; s.place holds the prefix."""
     cdef uint32_t i = 0, j, e, k
     cdef const uint8_t *found
-    while i < n and not s.overrun:
+    while i < n and not late(s):
         found = <const uint8_t *>memchr(p + i, c'&', n - i)
         j = <uint32_t>(found - p) if found != NULL else n
         if j > i:
@@ -424,6 +462,10 @@ cdef inline void json_string(TextScratch *s, const uint8_t *p, uint32_t n, bint 
         if n > pool_room(s):
             s.cut = 1
             n = pool_room(s)
+        k = within(s, n, 8, 1024)                 # scoring it takes longer than that
+        if k < n:
+            s.part = 1
+            n = k
         k = unescape_json(p, n, s.pool + mark)
         p = s.pool + mark
         s.pool_n += k
@@ -452,7 +494,7 @@ cdef inline bint walk_json(TextScratch *s, const uint8_t *p, uint32_t n) noexcep
     cdef uint32_t before = s.place_n
     cdef uint8_t c
     cdef bint clean = True, escaped, member = False
-    while i < n and not s.overrun:
+    while i < n and not late(s):
         c = p[i]
         if or_value_class[c] & 8 or c == c':':
             i += 1
@@ -575,7 +617,7 @@ cdef inline void walk_graphql(TextScratch *s, const uint8_t *p, uint32_t n) noex
     cdef uint8_t c
     cdef bint odd = False
     k = place_text(s, <const uint8_t *>".graphql", 8)
-    while i < n and not s.overrun:
+    while i < n and not late(s):
         c = p[i]
         if c == c'"':
             j = i + 1

@@ -3,7 +3,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memchr, memcmp, memcpy
 
 from native.base cimport Slice
-from native.leaves cimport leaf, note_login, or_value_class, place_member, place_text, score_name, score_value
+from native.leaves cimport (
+    late, leaf, note_login, or_value_class, place_member, place_text, score_name, score_value)
 from native.textdefs cimport *
 
 # ---------------------------------------------------------------- XML
@@ -32,7 +33,7 @@ cdef inline void walk_xml(TextScratch *s, const uint8_t *p, uint32_t n) noexcept
     cdef uint8_t q
     cdef const uint8_t *found
     cdef bint closed
-    while i < n and not s.overrun:
+    while i < n and not late(s):
         if p[i] != c'<':
             found = <const uint8_t *>memchr(p + i, c'<', n - i)
             j = <uint32_t>(found - p) if found != NULL else n
@@ -99,7 +100,7 @@ cdef inline void walk_xml(TextScratch *s, const uint8_t *p, uint32_t n) noexcept
         else:
             deeper += 1
         closed = False
-        while j < n and p[j] != c'>':
+        while j < n and p[j] != c'>' and not late(s):
             if xml_blank(p[j]) or p[j] == c'=':
                 j += 1
                 continue
@@ -251,7 +252,7 @@ cdef inline void walk_multipart(TextScratch *s, const uint8_t *p, uint32_t n, Sl
         return
     if i > 2:
         score_value(s, p, i, KIND_BODY, False)
-    while i < n and not s.overrun:
+    while i < n and not late(s):
         i += h
         if i + 1 < n and p[i] == c'-' and p[i + 1] == c'-':
             if n - i > 6 and not blank_text(p + i + 2, n - i - 2):

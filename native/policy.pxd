@@ -59,13 +59,16 @@ cdef struct RoutePolicy:
     uint8_t exempt
     uint8_t login
     uint8_t body_mode
-    uint8_t spare
+    uint8_t name_n
     uint16_t path_n
+    uint16_t slot                # of its figures in the arena: stays with the name when routes change places
+    uint16_t spare
     uint32_t methods             # bit per Method, 0: all
     uint32_t body_limit
     uint32_t budget_us           # 0: none
     float threshold[5]           # by Action; a value above 1 means never
     char path[128]
+    char name[64]
 
 
 cdef struct Range:
@@ -92,6 +95,7 @@ cdef struct Policy:
     uint32_t n_principals
     uint8_t n_skip
     uint8_t skip[6]              # Stage numbers in the order in which they give way
+    uint8_t shed                 # a route whose p99 exceeds its budget gives stages up until it recovers
     uint8_t trusted_hops
     uint8_t address_header_n
     uint8_t fail_closed          # what a host does when there is no decision to be had
@@ -99,6 +103,7 @@ cdef struct Policy:
     uint16_t throttle_status
     uint16_t retry_after_s
     int64_t hold_us              # how long a detection keeps refusing the client
+    uint32_t shed_hold_ms        # before the first trial to take a shed stage back
     float allow_sample           # share of allowed decisions that become events, 0..1
     char address_header[64]
     char block_type[64]          # content type of a refusal, and its bodies
@@ -164,6 +169,8 @@ cdef inline void policy_bound(Policy *p) noexcept nogil:
         p.detector[i].action = min(p.detector[i].action, <uint8_t>4)
     for i in range(ROUTES_MAX):
         p.route[i].path_n = min(p.route[i].path_n, <uint16_t>ROUTE_PATH_MAX)
+        p.route[i].name_n = min(p.route[i].name_n, <uint8_t>NAME_MAX)
+        p.route[i].slot = min(p.route[i].slot, <uint16_t>(ROUTES_MAX - 1))
     for j in range(p.n_ranges):
         p.range[j].action = min(p.range[j].action, <uint8_t>4)
 

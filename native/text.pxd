@@ -86,7 +86,9 @@ cdef inline void text_score(const Request *r, const TextModel *m, const TextPoli
     s.deadline_ns = deadline_ns
     s.n_values = 0
     s.n_windows = 0
-    s.clock = 4
+    s.clock = 2
+    s.ticks = 16
+    s.part = 0
     s.pool_n = 0
     s.cut = 0
     s.overrun = 0
@@ -105,7 +107,7 @@ cdef inline void text_score(const Request *r, const TextModel *m, const TextPoli
     out.n_values = s.n_values
     out.n_windows = s.n_windows
     out.cut = s.cut
-    out.overrun = s.overrun
+    out.overrun = s.overrun | s.part
     out.spare = 0
     out.login_key = s.login if s.has_password else 0
     out.place_n = 0

@@ -100,11 +100,13 @@ cdef struct TextScratch:
     uint32_t n_values
     uint32_t n_windows
     uint32_t clock               # windows until the clock is read again
+    uint32_t ticks               # likewise, steps of a walker
     uint32_t pool_n
     uint8_t cut
     uint8_t overrun
     uint8_t nest
     uint8_t has_password
+    uint8_t part                 # for lack of time a value was looked at in part
     uint64_t login
     uint32_t place_n
     uint32_t collect             # 1: windows are kept for training (native/text.pyx), never in service
@@ -129,7 +131,7 @@ cdef struct TextResult:
     float features[48]           # TEXT_FEATURES
     uint8_t threat               # Threat number of native/reasons.pxd (1..11), 0 where no values
     uint8_t cut                  # a limit was hit: some of the request was not read
-    uint8_t overrun              # the deadline was hit
+    uint8_t overrun              # the deadline was hit: some was not read, or read in part
     uint8_t spare
     uint16_t place_n
     uint16_t excerpt_n

@@ -4,8 +4,8 @@ from libc.string cimport memchr, memcmp, memcpy
 
 from native.base cimport Header, Request, Slice, mix64, or_read64
 from native.decode cimport base64_text
-from native.leaves cimport (json_like, leaf, or_value_class, place_index, place_member, place_text, pool_room,
-                            score_name, score_value, text_name_hash, walk_graphql, walk_json, walk_pairs)
+from native.leaves cimport (json_like, late, leaf, or_value_class, place_index, place_member, place_text, pool_room,
+                            score_name, score_value, text_name_hash, walk_graphql, walk_json, walk_pairs, within)
 from native.markup cimport find, parameter, same_nocase, walk_multipart, walk_xml, xml_name
 from native.textdefs cimport *
 
@@ -59,7 +59,7 @@ cdef inline void walk_path(TextScratch *s, const uint8_t *p, uint32_t n) noexcep
     s.place_n = 0
     place_text(s, <const uint8_t *>"path", 4)
     score_value(s, p, n, KIND_PATH, False)
-    while i < n:
+    while i < n and not late(s):
         j = i
         odd = False
         while j < n and p[j] != c'/':
@@ -164,6 +164,11 @@ cdef inline void walk_body(TextScratch *s, const uint8_t *p, uint32_t n, Slice t
     if n > s.policy.body_bytes_max:
         n = s.policy.body_bytes_max
         s.cut = 1
+    # what cannot even be gone through in the time left need not be begun: telling what the body is may take a pass
+    k = within(s, n, 2, 1024)
+    if k < n:
+        s.part = 1
+        n = k & ~<uint32_t>3                      # whole letters of UTF-16 and UTF-32, whole groups of base64
     s.place_n = 0
     if s.nest == 0 and n + n // 2 <= pool_room(s):
         k = wide_text(p, n, s.pool + s.pool_n)
@@ -189,7 +194,7 @@ cdef inline void walk_body(TextScratch *s, const uint8_t *p, uint32_t n, Slice t
     if n == 0:
         return
     form = contains_nocase(type, "x-www-form-urlencoded", 21)
-    if n > 40 and p[0] == c'-' and p[1] == c'-' and find(p, n, 0, "ontent-", 7) < 300:
+    if n > 40 and p[0] == c'-' and p[1] == c'-' and find(p, n if n < 400 else 400, 0, "ontent-", 7) < 300:
         # multipart whose type got lost: the first line is the boundary
         mark.p = <const char *>p + 2
         mark.n = find(p, n, 2, "\n", 1) - 2
@@ -237,7 +242,7 @@ cdef inline void walk_cookie(TextScratch *s, const uint8_t *p, uint32_t n) noexc
     cdef const uint8_t *found
     s.place_n = 0
     place_text(s, <const uint8_t *>"cookie", 6)
-    while i < n and not s.overrun:
+    while i < n and not late(s):
         while i < n and (p[i] == c' ' or p[i] == c';'):
             i += 1
         found = <const uint8_t *>memchr(p + i, c';', n - i) if i < n else NULL
@@ -413,6 +418,6 @@ cdef inline void walk_request(TextScratch *s, const Request *r) noexcept nogil:
                 break
         walk_body(s, <const uint8_t *>r.body.p, r.body.n, type)
     for i in range(r.n_headers):
-        if s.overrun:
+        if late(s):
             return
         walk_header(s, &r.headers[i])

@@ -42,6 +42,8 @@ def compile_policy(settings: Settings) -> dict[str, Any]:
             else 0.0
         ),
         "skip": list(settings.latency.skip),
+        "shed": settings.latency.shed,
+        "shed_hold_ms": settings.latency.recover_s * 1000,
         "principals": [
             {
                 "kind": PRINCIPAL_KINDS[source.kind],
@@ -105,6 +107,7 @@ def _route(route: Any) -> dict[str, Any]:
     ]
     kind = PATH_ANY if route.path in ("/**", "**") else PATH_PATTERN if "*" in route.path else PATH_EXACT
     return {
+        "name": route.name,
         "kind": kind,
         "path": route.path,
         "methods": methods,

@@ -55,7 +55,7 @@ def test_only_the_owner_may_read_it(path: Path) -> None:
     ("at", "form", "value", "says"),
     [
         (MAGIC_AT, "<Q", 0x1234, "wrong magic"),
-        (VERSION_AT, "<I", 99, "layout version 99, this build reads version 1"),
+        (VERSION_AT, "<I", 99, "layout version 99, this build reads version 2"),
         (TOTAL_AT, "<Q", 4096, "size mismatch"),
     ],
 )
@@ -73,7 +73,7 @@ def test_every_word_of_the_layout_is_checked(path: Path) -> None:
     make(path)
     good = path.read_bytes()[:512]
     # key (24..40) and creation time (40..48) may be anything
-    for at in [*range(0, 24, 4), *range(48, 80 + 8 * 16, 4)]:
+    for at in [*range(0, 24, 4), *range(48, 80 + 10 * 16, 4)]:
         word = struct.unpack_from("<I", good, at)[0]
         patch(path, at, "<I", word ^ 0x10)
         with pytest.raises(ArenaError):

@@ -38,6 +38,9 @@ class FakeArena:
     def histograms(self) -> dict[str, list[int]]:
         return {"total": [1, 2]}
 
+    def routes(self) -> list[dict[str, Any]]:
+        return []
+
     def known_clients(self) -> int:
         return 1
 

@@ -334,8 +334,25 @@ class Latency(Section):
         ("random_forest", "xgboost", "text", "behaviour"),
         max_length=4,
         description=(
-            "Which stages may be left out, the first to give way first. A stage that isn't named always runs."
+            "Which stages may be left out, the first to give way first. A stage that isn't named always runs; the "
+            "text then still ends when the time is up, with what it has read."
         ),
+    )
+    shed: Boolean = Field(
+        True,
+        description=(
+            "true: a route of whose decisions more than 1% overrun leaves stages out altogether, in the order of "
+            "skip, one more each time, and takes them back one by one when it recovers."
+        ),
+    )
+    recover_s: Annotated[int, Duration("1s", "5m", "s")] = Field(
+        1,
+        alias="recover",
+        description=(
+            "How long a route does without a stage before it tries it again. Doubles with each trial that fails, "
+            "up to 5 minutes."
+        ),
+        examples=["1s", "30s"],
     )
 
 

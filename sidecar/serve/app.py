@@ -14,14 +14,14 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sidecar.config import ConfigError, Settings, load
 from sidecar.config.changes import Changes
 from sidecar.config.watch import ConfigWatcher
-from sidecar.serve import addresses, logs
+from sidecar.serve import addresses, logs, sheds
 from sidecar.serve.admin import AdminServer
 from sidecar.serve.decisions import DecisionLog, Plan
 from sidecar.serve.errors import EXIT_CONFIG, EXIT_MODELS, StartupError
@@ -115,6 +115,7 @@ class Application:
                     self._gauges,
                     version(),
                     lambda: self.settings.service.mode,
+                    self._routes,
                 )
             )
             self.admin = AdminServer(
@@ -134,6 +135,7 @@ class Application:
         self.spawn(self.heartbeat())
         self.spawn(self.watcher.run())
         self.spawn(self.watch_models())
+        self.spawn(sheds.watch(self._routes))
         self.serving = True
         log.info(
             "serving",
@@ -306,6 +308,10 @@ class Application:
     def _histograms(self) -> Mapping[str, list[int]]:
         core = self.core
         return core.arena.histograms() if core is not None else {}
+
+    def _routes(self) -> Sequence[Mapping[str, Any]]:
+        core = self.core
+        return core.arena.routes() if core is not None else ()
 
     def _transport_stats(self) -> Mapping[str, float]:
         return self.transport.stats() if self.transport is not None else {}

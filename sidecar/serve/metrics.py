@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -38,7 +39,11 @@ SINGLES: dict[str, tuple[str, str]] = {
     "no_models": ("outrider_decisions_without_models", "Decisions taken while no models were loaded."),
     "locks_stolen": ("outrider_locks_stolen", "Entries freed from a holder that died or slept."),
     "held": ("outrider_held", "Requests of clients that an earlier detection still holds."),
+    "stages_shed": ("outrider_stages_shed", "Stages left out because their route had shed them."),
+    "texts_in_part": ("outrider_texts_in_part", "Texts read until the time was up."),
 }
+
+OPTIONAL = ("behaviour", "text", "xgboost", "random_forest")  # stages that may be left out
 
 
 def histogram(
@@ -102,7 +107,7 @@ OWN: dict[str, tuple[str, tuple[str, ...], str]] = {
 class Outrider(Collector):
     """Collects at each scrape.
 
-    counters/histograms: the arena's; bounds_us: upper bounds of the histograms' buckets;
+    counters/histograms/routes: the arena's; bounds_us: upper bounds of the histograms' buckets;
     transport: its own counters (names ending in _total are counters, others gauges); gauges: name ->
     (help, value).
     """
@@ -117,10 +122,11 @@ class Outrider(Collector):
         gauges: Callable[[], Mapping[str, tuple[str, float]]],
         version: str,
         mode: Callable[[], str],
+        routes: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
     ) -> None:
         self.counters, self.histograms, self.bounds_us = counters, histograms, bounds_us
         self.transport, self.tally, self.gauges = transport, tally, gauges
-        self.version, self.mode = version, mode
+        self.version, self.mode, self.routes = version, mode, routes
 
     def describe(self) -> Iterable[Metric]:
         """Nothing in advance: registering mustn't read the arena."""
@@ -133,6 +139,7 @@ class Outrider(Collector):
         info.add_metric([self.version, platform.python_version(), self.mode()], 1)
         yield info
         yield from self._arena()
+        yield from self._routes()
         yield from self._transport()
         yield from self._own()
         for name, (text, value) in self.gauges().items():
@@ -167,6 +174,60 @@ class Outrider(Collector):
                 total,
                 self.bounds_us,
             )
+
+    def _routes(self) -> Iterable[Metric]:
+        """What the operator named a route by is its label; there are at most 256."""
+        routes = self.routes()
+        if not routes:
+            return
+        stages = ("route", "stage")
+        overruns = CounterMetricFamily(
+            "outrider_route_budget_overruns", "Decisions that took longer than the route's budget.", labels=["route"]
+        )
+        in_part = CounterMetricFamily(
+            "outrider_route_texts_in_part", "Texts read until the time was up.", labels=["route"]
+        )
+        skipped = CounterMetricFamily(
+            "outrider_route_stages_skipped",
+            "Stages left out for lack of budget; text also where it was read in part.",
+            labels=stages,
+        )
+        shed = CounterMetricFamily(
+            "outrider_route_stages_shed", "Those of them that the route had shed.", labels=stages
+        )
+        actions = CounterMetricFamily(
+            "outrider_route_decisions",
+            "Decisions by the action that scores and policy asked for.",
+            labels=["route", "action"],
+        )
+        level = GaugeMetricFamily(
+            "outrider_route_shed_level",
+            "How far along latency.skip the route has given stages up, 0 for not at all.",
+            labels=["route"],
+        )
+        budget = GaugeMetricFamily(
+            "outrider_route_budget_seconds", "Time for one decision, 0 for none.", labels=["route"]
+        )
+        for route in routes:
+            name = route["name"]
+            overruns.add_metric([name], route["overruns"])
+            in_part.add_metric([name], route["texts_in_part"])
+            level.add_metric([name], route["shed_level"])
+            budget.add_metric([name], route["budget_us"] / 1e6)
+            for action, count in route["actions"].items():
+                actions.add_metric([name, action], count)
+            for stage in OPTIONAL:
+                skipped.add_metric([name, stage], route["skipped"][stage])
+                shed.add_metric([name, stage], route["shed"][stage])
+        yield histogram(
+            "outrider_route_decision_duration_seconds",
+            "Time of a whole decision, by route.",
+            "route",
+            {route["name"]: route["decisions"] for route in routes},
+            self.bounds_us,
+            {route["name"]: route["spent_s"] for route in routes},
+        )
+        yield from (overruns, in_part, skipped, shed, actions, level, budget)
 
     def _transport(self) -> Iterable[Metric]:
         for name, value in self.transport().items():
