@@ -188,6 +188,8 @@ cdef class ArenaFile:
         p.trusted_hops = spec["trusted_hops"]
         p.block_status = spec["block_status"]
         p.throttle_status = spec["throttle_status"]
+        p.tell_upstream = spec["tell_upstream"]
+        p.tell_proxy = spec["tell_proxy"]
         p.retry_after_s = spec["retry_after_s"]
         p.hold_us = spec["hold_us"]
         p.allow_sample = spec["allow_sample"]

@@ -381,6 +381,8 @@ cdef void host_refresh(ExtProcHost *host) noexcept nogil:
     """Trusted hops and address header are the policy's; the slice points into the worker's own copy."""
     cdef Worker *w = <Worker *>host.ctx
     worker_refresh(w)
+    host.tell_upstream = w.policy.tell_upstream
+    host.tell_proxy = w.policy.tell_proxy
     host.trusted_hops = w.policy.trusted_hops
     host.address_header.p = w.policy.address_header
     host.address_header.n = w.policy.address_header_n

@@ -17,13 +17,13 @@ from libc.stdint cimport int8_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcpy, memset
 
 from native.address cimport forwarded_address, parse_address
-from native.base cimport (ACTION_THROTTLE, BODY_NONE, BODY_PART, BODY_WHOLE, Request, Slice, or_now_ns,
-                          or_unix_us, slice_is, slice_is_nocase)
+from native.base cimport (ACTION_ALLOW, ACTION_THROTTLE, BODY_NONE, BODY_PART, BODY_WHOLE, Decision, Request, Slice,
+                          or_now_ns, or_unix_us, slice_is, slice_is_nocase)
 from native.extproc_pool cimport (BODY_MODE_BUFFERED, BODY_MODE_BUFFERED_PARTIAL, BODY_MODE_NONE,
                                   BODY_MODE_STREAMED, OUT_BYTES, PHASE_BODY, PHASE_DECIDED, PHASE_FAULT,
                                   PHASE_REFUSED, PHASE_RESPONSE, PHASE_START, STREAM_BODY_BYTES_MAX,
-                                  STREAM_MESSAGE_BYTES_MAX, Answer, BodyPlan, ExtProcHost, StreamPool,
-                                  StreamState, buffer_give, buffer_size, buffer_take, stream_free,
+                                  STREAM_MESSAGE_BYTES_MAX, TELL_ALL, TELL_FLAGGED, Answer, BodyPlan, ExtProcHost,
+                                  StreamPool, StreamState, buffer_give, buffer_size, buffer_take, stream_free,
                                   stream_release_buffers)
 from native.extproc_read cimport (FAULT_AFTER_END, FAULT_BODY_FIRST, FAULT_HEADERS_TWICE, FAULT_INTERNAL,
                                   FAULT_NO_METHOD, FAULT_NO_PATH, FAULT_NO_STATUS,
@@ -152,32 +152,39 @@ cdef inline int send(PbWriter *w, StreamState *s, Slice *out) noexcept nogil:
     return STREAM_SEND
 
 
+cdef inline bint told(uint8_t level, const Decision *d) noexcept nogil:
+    """Is this decision worth telling? Each header and each field of metadata costs the proxy about a microsecond."""
+    return level == TELL_ALL or (level == TELL_FLAGGED and d.action != ACTION_ALLOW)
+
+
 cdef inline int refuse(StreamPool *pool, StreamState *s, const ExtProcHost *host, Slice *out) noexcept nogil:
     cdef PbWriter w = pb_writer(pool.out, OUT_BYTES)
     cdef Answer a
     memset(&a, 0, sizeof(Answer))
     host.answer(host.ctx, &s.decision, &a)
     pool.counts.refusals += 1
-    put_metadata(&w, &s.decision)
+    if told(host.tell_proxy, &s.decision):
+        put_metadata(&w, &s.decision)
     put_immediate(&w, &s.decision, &a, s.is_grpc)
     return send(&w, s, out)
 
 
-cdef inline int proceed(StreamPool *pool, StreamState *s, Slice message, uint32_t part, bint decided_now,
-                        Slice *out) noexcept nogil:
+cdef inline int proceed(StreamPool *pool, StreamState *s, const ExtProcHost *host, Slice message,
+                        uint32_t part, bint decided_now, Slice *out) noexcept nogil:
     """CONTINUE, in the answer that belongs to this part of the request."""
     cdef PbWriter w = pb_writer(pool.out, OUT_BYTES)
     cdef uint32_t common
     cdef bint headers = part == IN_REQUEST_HEADERS
-    if decided_now:
+    cdef bint tell = decided_now and told(host.tell_upstream, &s.decision)
+    if decided_now and told(host.tell_proxy, &s.decision):
         put_metadata(&w, &s.decision)
     if headers and s.phase == PHASE_BODY:
         put_mode_override(&w, s)
     common = pb_written(&w)
     if part != IN_REQUEST_TRAILERS:
         if headers and s.has_foreign:
-            put_all_removals(&w, message, part, decided_now)
-        if decided_now:
+            put_all_removals(&w, message, part, tell)
+        if tell:
             put_decision_headers(&w, &s.decision)
         if pb_written(&w) != common:
             pb_close(&w, 2, common)
@@ -237,12 +244,12 @@ cdef inline int on_request_headers(StreamPool *pool, StreamState *s, const ExtPr
     if not end and body_wanted(s, host):
         if keep_headers(pool, s):
             s.phase = PHASE_BODY
-            return proceed(pool, s, message, IN_REQUEST_HEADERS, False, out)
+            return proceed(pool, s, host, message, IN_REQUEST_HEADERS, False, out)
         r.body_state = BODY_PART
     decide(pool, s, host)
     if s.phase == PHASE_REFUSED:
         return refuse(pool, s, host, out)
-    return proceed(pool, s, message, IN_REQUEST_HEADERS, True, out)
+    return proceed(pool, s, host, message, IN_REQUEST_HEADERS, True, out)
 
 
 cdef inline int on_request_body(StreamPool *pool, StreamState *s, const ExtProcHost *host, Slice message,
@@ -270,7 +277,7 @@ cdef inline int on_request_body(StreamPool *pool, StreamState *s, const ExtProcH
                 decide_on_kept(pool, s, host, BODY_WHOLE if fits else BODY_PART)
         if s.phase == PHASE_REFUSED:
             return refuse(pool, s, host, out)
-    return proceed(pool, s, message, IN_REQUEST_BODY, was_waiting and s.phase == PHASE_DECIDED, out)
+    return proceed(pool, s, host, message, IN_REQUEST_BODY, was_waiting and s.phase == PHASE_DECIDED, out)
 
 
 cdef inline int on_request_trailers(StreamPool *pool, StreamState *s, const ExtProcHost *host, Slice message,
@@ -281,7 +288,7 @@ cdef inline int on_request_trailers(StreamPool *pool, StreamState *s, const ExtP
         decide_on_kept(pool, s, host, BODY_WHOLE)
         if s.phase == PHASE_REFUSED:
             return refuse(pool, s, host, out)
-    return proceed(pool, s, message, IN_REQUEST_TRAILERS, was_waiting, out)
+    return proceed(pool, s, host, message, IN_REQUEST_TRAILERS, was_waiting, out)
 
 
 cdef inline int on_response_headers(StreamPool *pool, StreamState *s, const ExtProcHost *host, Slice message,
@@ -300,7 +307,7 @@ cdef inline int on_response_headers(StreamPool *pool, StreamState *s, const ExtP
     if s.decided:
         host.respond(host.ctx, &s.decision, status, 0 if late else (or_now_ns() - s.decided_ns) // 1000)
     s.phase = PHASE_RESPONSE
-    if late:
+    if late and told(host.tell_proxy, &s.decision):
         put_metadata(&w, &s.decision)
     mark = pb_written(&w)
     if s.has_foreign:

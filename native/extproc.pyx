@@ -15,7 +15,8 @@ from native.address cimport parse_address
 from native.base cimport PLACE_MAX, Decision, Request, Slice, or_now_ns
 from native.extproc cimport stream_close, stream_expire, stream_message
 from native.extproc_pool cimport (ANSWER_BYTES_MAX, STREAM_BODY_BYTES_MAX, STREAM_HEADER_BYTES_MAX,
-                                  STREAM_MESSAGE_BYTES_MAX, Answer, BodyPlan, ExtProcHost, StreamPool,
+                                  STREAM_MESSAGE_BYTES_MAX, TELL_ALL, TELL_FLAGGED, Answer, BodyPlan, ExtProcHost,
+                                  StreamPool,
                                   StreamState, buffers_trim, pool_init, stream_free, stream_open)
 from native.extproc_read cimport STREAM_SEND, or_fault_text
 
@@ -172,6 +173,8 @@ def machine_ns(list messages not None, uint32_t rounds) -> list[int]:
     host.decide = quiet_decide
     host.answer = quiet_answer
     host.respond = quiet_respond
+    host.tell_upstream = TELL_ALL
+    host.tell_proxy = TELL_FLAGGED
     host.trusted_hops = 0
     host.address_header.p = NULL
     host.address_header.n = 0
@@ -217,7 +220,8 @@ cdef class RecordingHost:
     cdef public bytes place, body, content_type
     cdef bytes header
 
-    def __cinit__(self, int trusted_hops=0, bytes address_header=b""):
+    def __cinit__(self, int trusted_hops=0, bytes address_header=b"", int tell_upstream=TELL_ALL,
+                  int tell_proxy=TELL_ALL):
         self.requests = []
         self.planned = []
         self.responses = []
@@ -232,6 +236,8 @@ cdef class RecordingHost:
         self.host.decide = recording_decide
         self.host.answer = recording_answer
         self.host.respond = recording_respond
+        self.host.tell_upstream = tell_upstream
+        self.host.tell_proxy = tell_proxy
         self.host.trusted_hops = trusted_hops
         self.host.address_header.p = PyBytes_AS_STRING(self.header)
         self.host.address_header.n = <uint32_t>PyBytes_GET_SIZE(self.header)

@@ -30,6 +30,12 @@ cdef enum BodyMode:
     BODY_MODE_BUFFERED_PARTIAL = 3       # held back up to the proxy's buffer limit, decided on that part
 
 
+cdef enum Tell:
+    TELL_NOTHING = 0
+    TELL_FLAGGED = 1                     # whatever isn't plainly allowed
+    TELL_ALL = 2
+
+
 cdef struct BodyPlan:
     # zero on entry of the host's plan()
     # BodyMode. BUFFERED needs a content-length within the limit; without, BUFFERED_PARTIAL is asked for
@@ -64,6 +70,8 @@ cdef struct ExtProcHost:
     decide_fn decide                     # exactly once per request
     answer_fn answer                     # how a refusal looks
     respond_fn respond                   # at most once, after decide; never for a refused request
+    uint8_t tell_upstream                # Tell: of which decisions the upstream hears in headers
+    uint8_t tell_proxy                   # ... and the proxy in dynamic metadata
     uint8_t trusted_hops                 # our proxies in front of this one: see forwarded_address()
     Slice address_header                 # any case; empty: x-forwarded-for
 

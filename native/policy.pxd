@@ -101,6 +101,8 @@ cdef struct Policy:
     uint8_t fail_closed          # what a host does when there is no decision to be had
     uint16_t block_status
     uint16_t throttle_status
+    uint8_t tell_upstream        # Tell: of which decisions the upstream hears in headers
+    uint8_t tell_proxy           # ... and the proxy in metadata
     uint16_t retry_after_s
     int64_t hold_us              # how long a detection keeps refusing the client
     uint32_t shed_hold_ms        # before the first trial to take a shed stage back

@@ -17,6 +17,7 @@ METHOD_OTHER = 128
 BODY_MODES = {"none": 0, "buffered": 1, "streamed": 2}
 PRINCIPAL_KINDS = {"header": 1, "cookie": 2, "jwt_claim": 3, "basic": 4}
 
+TELL = {"none": 0, "flagged": 1, "all": 2}
 PATH_ANY, PATH_EXACT, PATH_PATTERN = 0, 1, 2
 PROBLEM_TYPE = "application/problem+json"
 PROBLEM_BODY = '{"type":"about:blank","title":"Request refused","status":%d}\n'
@@ -31,6 +32,8 @@ def compile_policy(settings: Settings) -> dict[str, Any]:
         "address_header": settings.client.address_header,
         "block_status": settings.answers.block.status,
         "throttle_status": settings.answers.throttle.status,
+        "tell_upstream": TELL[settings.answers.headers],
+        "tell_proxy": TELL[settings.answers.metadata],
         "retry_after_s": settings.answers.throttle.retry_after_s,
         "block_type": PROBLEM_TYPE,
         "block_body": PROBLEM_BODY % settings.answers.block.status,

@@ -206,6 +206,7 @@ ODD: list[Any] = [
     "enforce",
     "open",
     "grpcio",
+    "flagged",
     "block",
     "allow",
     "buffered",

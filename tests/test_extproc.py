@@ -85,6 +85,26 @@ def test_score_header_is_always_between_0_and_1(score: float, text: str) -> None
     assert 0 <= answer.dynamic_metadata.fields["outrider"].struct_value.fields["score"].number_value <= 1
 
 
+@pytest.mark.parametrize("action", [ALLOW, TAG, BLOCK])
+@pytest.mark.parametrize("headers", [0, 1, 2])
+@pytest.mark.parametrize("metadata", [0, 1, 2])
+def test_who_is_told(action: int, headers: int, metadata: int) -> None:
+    """0 nothing, 1 what isn't plainly allowed, 2 all. What a client sends under our names never gets through."""
+    talk = Talk(RecordingHost(tell_upstream=headers, tell_proxy=metadata))
+    talk.host.refuse(action)
+    answer = talk.expect(request_headers([("x-outrider-action", "forged"), ("X-Outrider-Other", "x")]))
+    assert answer.HasField("dynamic_metadata") == (metadata == 2 or (metadata == 1 and action != ALLOW))
+    if action == BLOCK:
+        assert answer.HasField("immediate_response")
+        return
+    mutation = answer.request_headers.response.header_mutation
+    told = headers == 2 or (headers == 1 and action != ALLOW)
+    assert (set_headers(mutation).get("x-outrider-action") is not None) == told
+    removed = {name.lower() for name in mutation.remove_headers}
+    assert "x-outrider-other" in removed
+    assert ("x-outrider-action" in removed) != told
+
+
 def test_metadata_names_the_verdict() -> None:
     talk = Talk()
     host = talk.host

@@ -446,11 +446,28 @@ class ThrottleAnswer(Section):
     )
 
 
+Told = Literal["all", "flagged", "none"]
+
+
 class Answers(Section):
-    """How refusals look."""
+    """How refusals look, and who is told of a decision."""
 
     block: BlockAnswer = Field(BlockAnswer(), description="The answer of the action block.")
     throttle: ThrottleAnswer = Field(ThrottleAnswer(), description="The answer of the action throttle.")
+    headers: Told = Field(
+        "all",
+        description=(
+            "Of which decisions the service hears in x-outrider-action, -score and -id: all; flagged, which is all but "
+            "the plainly allowed; none. Clients never see them, and never set them."
+        ),
+    )
+    metadata: Told = Field(
+        "flagged",
+        description=(
+            "Of which decisions Envoy gets the whole record as dynamic metadata (namespace outrider), for its access "
+            "log: it costs Envoy some 10 microseconds of CPU per request. The headers can be logged in any case."
+        ),
+    )
 
 
 class RouteThresholds(Section):
