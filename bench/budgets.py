@@ -26,10 +26,10 @@ from rich.table import Table
 from native.arenafile import ArenaFile
 from native.engine import Engine, Models
 from sidecar.bundle import load_bundle, prepare_runtime
-from sidecar.commands.latency import duration, left_out, share
-from sidecar.config import loads
+from sidecar.commands.latency import duration, left_out, share, table_of
+from sidecar.config import Settings, loads
 from sidecar.core import DEFAULT_BUNDLE, default_cache
-from sidecar.latency import take, times
+from sidecar.latency import RouteTimes, take, times
 from sidecar.memory import memory_folder
 from sidecar.policy import compile_policy
 from sidecar.units import format_duration, parse_duration, parse_size
@@ -127,13 +127,46 @@ def engines(budget_us: int, shed: bool, models: Models) -> tuple[ArenaFile, Engi
     return arenas[0], Engine(arenas[0], models), Engine(arenas[1], models, unhurried=True)
 
 
+def through_envoy(budget: str, size: int, seconds: float) -> list[RouteTimes]:
+    """The same in a serving sidecar behind a real Envoy, 32 connections asking as fast as they can; what
+    `outrider latency` shows afterwards. HostError or LoadError where something is missing."""
+    from bench import load, traffic
+    from bench.hosts import Rig
+
+    over = {
+        "latency": {"budget": "1ms", "skip": list(Settings().latency.skip)},
+        "routes": [{"name": "orders", "path": "/api/v1/orders", "methods": ["POST"], "budget": budget}],
+    }
+    with Rig(["native"], {"native"}, over=over) as rig:
+        host = rig.hosts[0]
+        sent = host.folder / "requests"
+        traffic.write_raw(list(requests("JSON, records", size)), sent)
+        load.closed(host.url, sent, 32, max(1, round(seconds)))
+        return [times(r) for r in take(ArenaFile.open(host.folder / "arena")).routes if r["name"] == "orders"]
+
+
 @click.command(help=(__doc__ or "").split("\n\n")[0])
 @click.option("--budget", default="50us", show_default=True)
 @click.option("--body", default="16KiB", show_default=True, help="Size of each body.")
 @click.option("--seconds", default=4.0, show_default=True, help="For each case.")
 @click.option("--shed/--no-shed", default=True, show_default=True, help="As latency.shed.")
+@click.option("--envoy", is_flag=True, help="In a serving sidecar behind Envoy (needs wrk), JSON records only.")
 @click.option("--json", "as_json", is_flag=True, help="Rows with case, requests, p50_us, p99_us, over_share, ...")
-def command(budget: str, body: str, seconds: float, shed: bool, as_json: bool) -> None:
+def command(budget: str, body: str, seconds: float, shed: bool, envoy: bool, as_json: bool) -> None:
+    if envoy:
+        from bench.hosts import HostError
+        from bench.load import LoadError
+
+        try:
+            shown = through_envoy(budget, parse_size(body), seconds)
+        except (HostError, LoadError) as error:
+            raise click.ClickException(str(error)) from error
+        if as_json:
+            print(json.dumps([row.record() for row in shown], indent=1))
+        else:
+            wide = Console()
+            Console(width=max(wide.width, 110)).print(table_of(shown, True, f"Behind Envoy, bodies of {body}"))
+        return
     models = Models()
     models.load(prepare_runtime(load_bundle(Path(DEFAULT_BUNDLE)), default_cache()))
     budget_us, size = parse_duration(budget), parse_size(body)

@@ -195,7 +195,15 @@ class Counts:
 class Host:
     """One Envoy and what stands behind it."""
 
-    def __init__(self, name: str, folder: Path, upstream_port: int, taken: set[int], workers: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        upstream_port: int,
+        taken: set[int],
+        workers: int,
+        over: dict[str, Any] | None = None,
+    ) -> None:
         self.name, self.folder = name, folder
         folder.mkdir()
         self.port, envoy_admin, admin = (free_port(0, taken) for _ in range(3))
@@ -209,7 +217,8 @@ class Host:
             self.sidecar = Child("the empty ext_proc server", line, folder / "sidecar.log")
         elif name != "bare":
             settings = folder / "outrider.yaml"
-            settings.write_text(yaml.safe_dump(sidecar_settings(name, folder, admin, workers)), encoding="utf-8")
+            wanted = sidecar_settings(name, folder, admin, workers, over)
+            settings.write_text(yaml.safe_dump(wanted), encoding="utf-8")
             line = [sys.executable, "-m", "sidecar.cli", "serve", "-c", str(settings)]
             self.sidecar = Child(f"the sidecar ({name})", line, folder / "sidecar.log")
             paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))
@@ -303,8 +312,11 @@ class Rig:
     """The upstream and the hosts, entered and left as one. A host that can't be started is in `missing` with its
     reason, unless it is in `required`: then HostError. Nothing outlives it; its folder goes with it."""
 
-    def __init__(self, names: list[str], required: set[str], workers: int = 1) -> None:
-        self.names, self.required, self.workers = names, required, workers
+    def __init__(
+        self, names: list[str], required: set[str], workers: int = 1, over: dict[str, Any] | None = None
+    ) -> None:
+        """over: settings of the sidecars that differ from the bench's own."""
+        self.names, self.required, self.workers, self.over = names, required, workers, over
         self.hosts: list[Host] = []
         self.missing: dict[str, str] = {}
         self.folder = make_folder()
@@ -333,7 +345,7 @@ class Rig:
     def _add(self, name: str, port: int, taken: set[int]) -> None:
         host = None
         try:
-            host = Host(name, self.folder / name, port, taken, self.workers)
+            host = Host(name, self.folder / name, port, taken, self.workers, self.over)
             self.hosts.append(host)
             host.start()
         except HostError as error:

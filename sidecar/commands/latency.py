@@ -100,7 +100,7 @@ def command(
         click.echo(json.dumps(_json(routes, since, span_s), indent=1))
     else:
         console = _console()
-        console.print(_shown(routes, stages, _since(since, span_s)))
+        console.print(table_of(routes, stages, _since(since, span_s)))
         if not any(route.requests for route in routes):
             console.print(Text("No traffic yet: nothing was decided on in this time.", style="yellow"))
     if check:
@@ -201,7 +201,7 @@ def _watch(path: str, wanted: Sequence[str], stages: bool, span_s: float | None,
             while True:
                 started = time.monotonic()
                 routes, since = _measure(path, wanted, span_s)
-                live.update(_shown(routes, stages, _since(since, span_s)), refresh=True)
+                live.update(table_of(routes, stages, _since(since, span_s)), refresh=True)
                 time.sleep(max(0.0, every_s - (time.monotonic() - started)))
     except (KeyboardInterrupt, BrokenPipeError):
         return
@@ -255,7 +255,8 @@ def left_out(route: RouteTimes) -> str:
     return "\n".join(f"{name} {share(part)}" for part, name in sorted(rows, reverse=True)) or "-"
 
 
-def _shown(routes: Sequence[RouteTimes], stages: bool, title: str) -> RenderableType:
+def table_of(routes: Sequence[RouteTimes], stages: bool, title: str) -> RenderableType:
+    """One row per route, and one per stage below where `stages`."""
     table = Table(title=f"Decisions by route, {title}", title_justify="left")
     for column in ("route", "requests", "budget", "p50", "p99", "p99.9", "over budget", "skipped", "shed now"):
         left = column in ("route", "skipped", "shed now")
