@@ -59,10 +59,11 @@ if [ -n "$packages" ]; then
     find_python || fail "needs Python 3.11 to 3.13; set PYTHON=/path/to/python3.11"
 fi
 
-# wanted, and not insisted on: the native transport's library, and the load generator of `outrider bench`
+# wanted, and not insisted on: the native transport's library, and the load generators of `outrider bench`
 wanted=
 has_nghttp2 || wanted="libnghttp2-dev"
 command -v h2load >/dev/null 2>&1 || wanted="$wanted nghttp2-client"
+command -v wrk >/dev/null 2>&1 || wanted="$wanted wrk"
 if [ -n "$wanted" ]; then
     # shellcheck disable=SC2086
     may_install && apt_install $wanted || true
