@@ -206,6 +206,7 @@ cdef class Engine:
         self.host.decide = host_decide
         self.host.answer = host_answer
         self.host.respond = host_respond
+        self.host.route_name = host_route_name
         host_refresh(&self.host)
 
     def __dealloc__(self):
@@ -418,6 +419,14 @@ cdef void host_answer(void *ctx, const Decision *d, Answer *a) noexcept nogil:
     a.content_type.p = w.policy.block_type
     a.content_type.n = w.policy.block_type_n
     a.retry_after_s = d.retry_after_s
+
+
+cdef Slice host_route_name(void *ctx, const Decision *d) noexcept nogil:
+    cdef const RoutePolicy *route = &(<Worker *>ctx).policy.route[d.route if d.route < ROUTES_MAX else 0]
+    cdef Slice name
+    name.p = route.name
+    name.n = route.name_n
+    return name
 
 
 cdef void host_respond(void *ctx, const Decision *d, int status, uint64_t response_us) noexcept nogil:

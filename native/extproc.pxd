@@ -164,7 +164,7 @@ cdef inline int refuse(StreamPool *pool, StreamState *s, const ExtProcHost *host
     host.answer(host.ctx, &s.decision, &a)
     pool.counts.refusals += 1
     if told(host.tell_proxy, &s.decision):
-        put_metadata(&w, &s.decision)
+        put_metadata(&w, &s.decision, host.route_name(host.ctx, &s.decision))
     put_immediate(&w, &s.decision, &a, s.is_grpc)
     return send(&w, s, out)
 
@@ -177,7 +177,7 @@ cdef inline int proceed(StreamPool *pool, StreamState *s, const ExtProcHost *hos
     cdef bint headers = part == IN_REQUEST_HEADERS
     cdef bint tell = decided_now and told(host.tell_upstream, &s.decision)
     if decided_now and told(host.tell_proxy, &s.decision):
-        put_metadata(&w, &s.decision)
+        put_metadata(&w, &s.decision, host.route_name(host.ctx, &s.decision))
     if headers and s.phase == PHASE_BODY:
         put_mode_override(&w, s)
     common = pb_written(&w)
@@ -308,7 +308,7 @@ cdef inline int on_response_headers(StreamPool *pool, StreamState *s, const ExtP
         host.respond(host.ctx, &s.decision, status, 0 if late else (or_now_ns() - s.decided_ns) // 1000)
     s.phase = PHASE_RESPONSE
     if late and told(host.tell_proxy, &s.decision):
-        put_metadata(&w, &s.decision)
+        put_metadata(&w, &s.decision, host.route_name(host.ctx, &s.decision))
     mark = pb_written(&w)
     if s.has_foreign:
         put_all_removals(&w, message, IN_RESPONSE_HEADERS, False)

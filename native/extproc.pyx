@@ -153,6 +153,13 @@ cdef void quiet_answer(void *ctx, const Decision *d, Answer *a) noexcept nogil:
     pass
 
 
+cdef Slice quiet_route_name(void *ctx, const Decision *d) noexcept nogil:
+    cdef Slice name
+    name.p = NULL
+    name.n = 0
+    return name
+
+
 cdef void quiet_respond(void *ctx, const Decision *d, int status, uint64_t response_us) noexcept nogil:
     pass
 
@@ -173,6 +180,7 @@ def machine_ns(list messages not None, uint32_t rounds) -> list[int]:
     host.decide = quiet_decide
     host.answer = quiet_answer
     host.respond = quiet_respond
+    host.route_name = quiet_route_name
     host.tell_upstream = TELL_ALL
     host.tell_proxy = TELL_FLAGGED
     host.trusted_hops = 0
@@ -217,7 +225,7 @@ cdef class RecordingHost:
     cdef public double score
     cdef public uint64_t id
     cdef public list reasons
-    cdef public bytes place, body, content_type
+    cdef public bytes place, body, content_type, route_name
     cdef bytes header
 
     def __cinit__(self, int trusted_hops=0, bytes address_header=b"", int tell_upstream=TELL_ALL,
@@ -226,7 +234,7 @@ cdef class RecordingHost:
         self.planned = []
         self.responses = []
         self.reasons = []
-        self.place = self.body = self.content_type = b""
+        self.place = self.body = self.content_type = self.route_name = b""
         self.header = address_header
         self.mode = 1
         self.limit_bytes = 65536
@@ -236,6 +244,7 @@ cdef class RecordingHost:
         self.host.decide = recording_decide
         self.host.answer = recording_answer
         self.host.respond = recording_respond
+        self.host.route_name = recording_route_name
         self.host.tell_upstream = tell_upstream
         self.host.tell_proxy = tell_proxy
         self.host.trusted_hops = trusted_hops
@@ -304,6 +313,14 @@ cdef void recording_answer(void *ctx, const Decision *d, Answer *a) noexcept nog
         a.body.n = <uint32_t>PyBytes_GET_SIZE(host.body)
         a.content_type.p = PyBytes_AS_STRING(host.content_type)
         a.content_type.n = <uint32_t>PyBytes_GET_SIZE(host.content_type)
+
+
+cdef Slice recording_route_name(void *ctx, const Decision *d) noexcept nogil:
+    cdef Slice name
+    with gil:
+        name.p = PyBytes_AS_STRING((<RecordingHost>ctx).route_name)
+        name.n = <uint32_t>PyBytes_GET_SIZE((<RecordingHost>ctx).route_name)
+    return name
 
 
 cdef void recording_respond(void *ctx, const Decision *d, int status, uint64_t response_us) noexcept nogil:

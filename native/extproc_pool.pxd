@@ -60,6 +60,7 @@ ctypedef void (*decide_fn)(void *ctx, Request *r, Decision *d) noexcept nogil
 ctypedef void (*answer_fn)(void *ctx, const Decision *d, Answer *a) noexcept nogil
 ctypedef void (*respond_fn)(void *ctx, const Decision *d, int status,
                             uint64_t response_us) noexcept nogil
+ctypedef Slice (*route_name_fn)(void *ctx, const Decision *d) noexcept nogil
 ctypedef void (*refresh_fn)(ExtProcHost *host) noexcept nogil
 
 
@@ -69,6 +70,7 @@ cdef struct ExtProcHost:
     plan_fn plan                         # after the headers: is a body needed?
     decide_fn decide                     # exactly once per request
     answer_fn answer                     # how a refusal looks
+    route_name_fn route_name             # for people; plain ASCII, empty: not known. Valid as an Answer's slices
     respond_fn respond                   # at most once, after decide; never for a refused request
     uint8_t tell_upstream                # Tell: of which decisions the upstream hears in headers
     uint8_t tell_proxy                   # ... and the proxy in dynamic metadata

@@ -200,10 +200,10 @@ cdef inline uint32_t escape_place(const char *p, uint32_t n, char *out) noexcept
     return k
 
 
-cdef inline void put_metadata(PbWriter *w, const Decision *d) noexcept nogil:
+cdef inline void put_metadata(PbWriter *w, const Decision *d, Slice route) noexcept nogil:
     """ProcessingResponse.dynamic_metadata: namespace "outrider".
 
-    action (the verdict), enforced (what is carried out), mode, score, id, route (index),
+    action (the verdict), enforced (what is carried out), mode, score, id, route (its name),
     reasons (list of names), place (escaped, absent when none).
     """
     cdef char text[384]
@@ -220,7 +220,8 @@ cdef inline void put_metadata(PbWriter *w, const Decision *d) noexcept nogil:
         pb_close(w, 1, value)
     pb_close(w, 6, mark)
     end_struct_field(w, "reasons", mark, mark)
-    put_struct_number(w, "route", d.route)
+    if route.n:
+        put_struct_text(w, "route", route.p, route.n)
     hex64(d.id, text)
     put_struct_text(w, "id", text, 16)
     put_struct_number(w, "score", bounded(d.score))

@@ -109,10 +109,11 @@ def test_metadata_names_the_verdict() -> None:
     talk = Talk()
     host = talk.host
     host.action, host.enforced, host.mode, host.score, host.route = BLOCK, TAG, 0, 0.75, 7
+    host.route_name = b"orders"
     host.reasons, host.place, host.id = [2, 36], b"query.q", 1
     answer = talk.expect(request_headers())
     assert json_format.MessageToDict(answer.dynamic_metadata) == {"outrider": {
-        "action": "block", "enforced": "tag", "mode": "observe", "score": 0.75, "route": 7.0,
+        "action": "block", "enforced": "tag", "mode": "observe", "score": 0.75, "route": "orders",
         "id": "0000000000000001", "reasons": ["sql_injection", "request_flood"], "place": "query.q"}}
     # what is carried out, not what would have been
     assert set_headers(answer.request_headers.response.header_mutation)["x-outrider-action"] == "tag"

@@ -4,6 +4,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,8 @@ from sidecar.config import Settings, loads
 from sidecar.core import Core, open_core
 from sidecar.policy import disjoint_ranges
 from tests.extproc_messages import pb, request_headers, set_headers
+
+HEALTH = ((":method", "GET"), (":path", "/healthz"), (":authority", "a"), (":scheme", "https"))
 
 
 def core_of(text: str) -> Core:
@@ -123,6 +126,23 @@ def test_a_throttled_client_is_told_the_status_that_it_gets() -> None:
     assert refusal.status.code == 503
     assert json.loads(refusal.body)["status"] == 503
     assert set_headers(refusal.headers)["retry-after"] == "7"
+
+
+def test_the_proxy_hears_of_flagged_requests_and_their_route_by_name() -> None:
+    core = core_of(ROUTES + "lists: {block: [192.0.2.1]}\n")
+    engine = core.engine()
+
+    def metadata(client: str) -> Any:
+        request = request_headers([("x-forwarded-for", client)], pseudo=HEALTH).SerializeToString()
+        answer = pb.ProcessingResponse.FromString(ExtProcStream(engine.host_address(), engine).message(request))
+        found = answer.dynamic_metadata.fields
+        return found["outrider"].struct_value.fields if found else None
+
+    named = next(r["name"] for r in core.arena.routes() if r["path"] == "/healthz")
+    assert metadata("192.0.2.1")["route"].string_value == named
+    assert metadata("192.0.2.9") is None
+    core.reload(loads(ROUTES + "answers: {metadata: all}\n"))
+    assert metadata("192.0.2.9")["route"].string_value == named
 
 
 networks = st.one_of(
