@@ -73,10 +73,14 @@ def test_the_access_log_carries_the_decision(stack: Stack) -> None:
 
     allowed = eventually(lambda: line("logged-allow"), "the access log's line")[0]
     blocked = eventually(lambda: line("logged-block"), "the access log's line")[0]
-    assert (allowed["response_code"], allowed["outrider"]["action"]) == (200, "allow")
+    # the headers of what was let through, the whole record of what was flagged
+    assert (allowed["response_code"], allowed["outrider_action"], allowed["outrider"]) == (200, "allow", None)
     assert (blocked["response_code"], blocked["outrider"]["action"]) == (403, "block")
+    assert blocked["outrider"]["route"] == "default"
+    assert blocked["outrider_action"] is None
     assert blocked["downstream_remote_address"] == BLOCKED
-    assert 0.0 <= float(allowed["outrider"]["score"]) <= 1.0
+    assert 0.0 <= float(allowed["outrider_score"]) <= 1.0
+    assert len(allowed["outrider_id"]) == 16
 
 
 def test_a_client_cannot_write_itself_another_address(stack: Stack) -> None:
