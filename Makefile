@@ -7,7 +7,7 @@ DATA ?= $(or $(OUTRIDER_DATA),../shared/data)
 
 FUZZ_SECONDS ?= 600
 # the interpreter itself leaks by design; what is looked for is reading and writing where nothing is
-ASAN = ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" "$(CURDIR)/$(PYTHON)"
+ASAN = ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" "$(CURDIR)/$(PYTHON)"
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done

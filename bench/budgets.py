@@ -27,12 +27,12 @@ from native.arenafile import ArenaFile
 from native.engine import Engine, Models
 from sidecar.bundle import load_bundle, prepare_runtime
 from sidecar.commands.latency import duration, left_out, share, table_of
-from sidecar.config import Settings, loads
+from sidecar.config import ConfigError, Settings, loads
 from sidecar.core import DEFAULT_BUNDLE, default_cache
 from sidecar.latency import RouteTimes, take, times
 from sidecar.memory import memory_folder
 from sidecar.policy import compile_policy
-from sidecar.units import format_duration, parse_duration, parse_size
+from sidecar.units import UnitError, format_duration, parse_duration, parse_size
 
 WORDS = ("chair", "table", "lamp", "harbour", "oak", "linen", "folding", "garden", "Grün", "wool", "kettle", "brass")
 VARIANTS, CLIENTS, SLICE = 200, 10_000, 500
@@ -148,17 +148,22 @@ def through_envoy(budget: str, size: int, seconds: float) -> list[RouteTimes]:
 @click.command(help=(__doc__ or "").split("\n\n")[0])
 @click.option("--budget", default="50us", show_default=True)
 @click.option("--body", default="16KiB", show_default=True, help="Size of each body.")
-@click.option("--seconds", default=4.0, show_default=True, help="For each case.")
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=4.0, show_default=True, help="For each case.")
 @click.option("--shed/--no-shed", default=True, show_default=True, help="As latency.shed.")
 @click.option("--envoy", is_flag=True, help="In a serving sidecar behind Envoy (needs wrk), JSON records only.")
 @click.option("--json", "as_json", is_flag=True, help="Rows with case, requests, p50_us, p99_us, over_share, ...")
 def command(budget: str, body: str, seconds: float, shed: bool, envoy: bool, as_json: bool) -> None:
+    try:
+        budget_us, size = parse_duration(budget), parse_size(body)
+        loads(f"latency: {{budget: {budget}}}")
+    except (UnitError, ConfigError) as error:
+        raise click.UsageError(f"--budget or --body: {error}") from error
     if envoy:
         from bench.hosts import HostError
         from bench.load import LoadError
 
         try:
-            shown = through_envoy(budget, parse_size(body), seconds)
+            shown = through_envoy(budget, size, seconds)
         except (HostError, LoadError) as error:
             raise click.ClickException(str(error)) from error
         if as_json:
@@ -169,8 +174,7 @@ def command(budget: str, body: str, seconds: float, shed: bool, envoy: bool, as_
         return
     models = Models()
     models.load(prepare_runtime(load_bundle(Path(DEFAULT_BUNDLE)), default_cache()))
-    budget_us, size = parse_duration(budget), parse_size(body)
-    rows = []
+    rows, routes = [], []
     for case in CASES:
         sent = requests(case, size)
         arena, hurried, unhurried = engines(budget_us, shed, models)
@@ -181,6 +185,7 @@ def command(budget: str, body: str, seconds: float, shed: bool, envoy: bool, as_
             hurried.time_stages(sent, SLICE, CLIENTS)
         whole.append(unhurried.time_stages(sent, VARIANTS, CLIENTS)[:, -1])
         route = times(take(arena).routes[0])
+        routes.append(route)
         rows.append(
             {
                 "case": case,
@@ -189,10 +194,8 @@ def command(budget: str, body: str, seconds: float, shed: bool, envoy: bool, as_
                 "unhurried_p50_us": round(float(np.percentile(np.concatenate(whole), 50)) / 1000, 2),
                 "overruns_in_first_100": int((first > budget_us).sum()),
                 **{k: v for k, v in route.record().items() if k not in ("route", "path", "budget_us", "stages")},
-                "_shown": route,
             }
         )
-    shown = [row.pop("_shown") for row in rows]
     if as_json:
         print(json.dumps(rows, indent=1))
         return
@@ -200,7 +203,7 @@ def command(budget: str, body: str, seconds: float, shed: bool, envoy: bool, as_
     for column in ("case", "whole p50", "p50", "p99", "p99.9", "over", "first 100", "skipped", "shed now", "sheds"):
         left = column in ("case", "skipped", "shed now")
         table.add_column(column, justify="left" if left else "right", no_wrap=column != "skipped")
-    for row, route in zip(rows, shown, strict=True):
+    for row, route in zip(rows, routes, strict=True):
         table.add_row(
             row["case"],
             duration(row["unhurried_p50_us"]),

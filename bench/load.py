@@ -99,7 +99,10 @@ def find(program: str) -> str:
 def generator_versions() -> dict[str, str]:
     out = {}
     for program in ("wrk", "h2load"):
-        done = subprocess.run([find(program), "--version"], capture_output=True, text=True, timeout=10, check=False)
+        try:
+            done = subprocess.run([find(program), "--version"], capture_output=True, text=True, timeout=10, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise LoadError(f"{program} doesn't run: {error}") from error
         first = (done.stdout + done.stderr).strip().splitlines() or ["unknown"]
         out[program] = re.sub(r"\s*\[.*| nghttp2/|^wrk |^h2load ?", " ", first[0]).strip()
     return out

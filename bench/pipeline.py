@@ -22,8 +22,8 @@ from rich.table import Table
 from bench.measure import processor
 from bench.traffic import attack, get, post, post_16k
 from native.arenafile import ArenaFile
-from native.engine import STAGES_NAMES, Engine, Models
-from sidecar.bundle import load_bundle, prepare_runtime
+from native.engine import STAGES_NAMES, Engine, ModelError, Models
+from sidecar.bundle import BundleError, load_bundle, prepare_runtime
 from sidecar.config import Settings
 from sidecar.core import DEFAULT_BUNDLE, default_cache
 from sidecar.memory import memory_folder
@@ -55,7 +55,10 @@ CLIENTS = (1_000, 65_536, 1_000_000)
 @click.option("--json", "as_json", is_flag=True, help="Rows with case, clients, p50_us, p99_us, stages.")
 def command(rounds: int, bundle: str, as_json: bool) -> None:
     models = Models()
-    models.load(prepare_runtime(load_bundle(Path(bundle)), default_cache()))
+    try:
+        models.load(prepare_runtime(load_bundle(Path(bundle)), default_cache()))
+    except (BundleError, ModelError) as error:
+        raise click.ClickException(f"--bundle: {error}") from error
     engines: dict[int, Engine] = {}
     for clients in CLIENTS:
         path = Path(memory_folder(clients * 4096)) / f"outrider-bench-{os.getpid()}-{clients}.arena"

@@ -515,6 +515,8 @@ cdef void place_routes(Arena *arena, Policy *p, const Policy *old):
             continue
         slot = p.route[i].slot = old.route[<int>was].slot
         used.add(slot)
+        if p.route[i].budget_us != old.route[<int>was].budget_us:
+            retire(arena, slot)                   # overruns of another budget say nothing about this one
         same = (p.n_skip == old.n_skip and memcmp(p.skip, old.skip, 6) == 0 and p.shed == old.shed
                 and p.route[i].budget_us == old.route[<int>was].budget_us)
         if not same:

@@ -109,6 +109,14 @@ cdef inline uint32_t shed_stages(const Worker *w, const RoutePolicy *route) noex
     return bits
 
 
+cdef inline bint is_small(const Worker *w, const RoutePolicy *route, uint32_t text_bytes) noexcept nogil:
+    """Will all stages together cost little: 50 us and an eighth of the budget at most? It isn't such requests that
+    overrun, so shedding spares them: whoever makes a route overrun must not blind it for everybody."""
+    cdef float ns = (w.stage_ns[STAGE_BEHAVIOUR] + w.text_ns_per_byte * text_bytes + w.stage_ns[STAGE_XGBOOST]
+                     + w.stage_ns[STAGE_FOREST])
+    return ns < 50000 and ns < 125.0 * route.budget_us
+
+
 cdef inline void text_cost(Worker *w, float ns_per_byte, uint64_t until_ns, uint64_t now_ns) noexcept nogil:
     """Learn from a text just read, whole or up to its deadline."""
     ns_per_byte = min(ns_per_byte, 200)

@@ -358,6 +358,8 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     if hurried:
         if w.policy.shed:
             shed = shed_stages(w, route)
+            if shed and is_small(w, route, bytes):
+                shed = 0
             d.shed = shed & todo | (1 << STAGE_TEXT if shed & SHED_SHORT else 0)
         skip = todo & shed | plan_skips(w, todo & ~shed, now, deadline, bytes)
     has_row = False

@@ -73,7 +73,7 @@ cdef enum:
     FRAME_BYTES_MAX = 32768      # of what the library gives us at once; it makes frames of 16 KiB
     READS_MAX = 4                # before the other connections of this round have their turn
     EVENTS_MAX = 64
-    INBOX_MAX = 64               # sockets dealt to a thread and not yet taken
+    INBOX_MAX = 64               # dealt sockets taken at a time
     TICK_MS = 100
     STREAMS_SHARE_MIN = 256
     STREAM_WINDOW_BYTES = 1048576
@@ -167,6 +167,10 @@ cdef inline bint conn_open(Loop *l, int fd) noexcept nogil:
     settings[3].value = 1
     nghttp2_submit_settings(c.session, NGHTTP2_FLAG_NONE, settings, 4)
     nghttp2_session_set_local_window_size(c.session, NGHTTP2_FLAG_NONE, 0, CONNECTION_WINDOW_BYTES)
+    if l.saw_phase >= PHASE_CLOSING:
+        # dealt to us while the server was told to stop: it missed the notice
+        c.closing = 1
+        nghttp2_submit_shutdown_notice(c.session)
     l.thread.counts.connections_opened += 1
     return True
 
@@ -283,6 +287,9 @@ cdef inline void deal(Loop *l, int fd) noexcept nogil:
     """To the thread with the fewest connections."""
     cdef uint32_t i, best = 0
     cdef char parcel[5]
+    if or_load64(&l.thread.shared.phase) != PHASE_RUNNING:
+        or_close_fd(fd)
+        return
     if or_add64(&l.thread.shared.connections, 1) >= l.thread.limits.connections:
         or_add64(&l.thread.shared.connections, <uint64_t>-1)
         l.thread.counts.connections_refused += 1
@@ -427,7 +434,6 @@ cdef inline bint loop_step(Loop *l, int timeout_ms) noexcept nogil:
     cdef uint64_t every
     n = epoll_wait(l.epoll, events, EVENTS_MAX, timeout_ms)
     t.now_ns = or_now_ns()
-    t.host.refresh(t.host)
     for i in range(n):
         if events[i].data.ptr == &l.listener:
             accept_all(l)
@@ -454,7 +460,9 @@ cdef inline void loop_run(Loop *l) noexcept nogil:
     cdef int wait_ms = TICK_MS
     if l.thread.limits.idle_ns < <uint64_t>4 * TICK_MS * 1_000_000:
         wait_ms = <int>(l.thread.limits.idle_ns // 4_000_000) + 1
-    while loop_step(l, (wait_ms if l.saw_phase == PHASE_RUNNING else 20) if l.conns != NULL else 1000):
+    # alone and idle it may sleep long; but not where accept() is to be tried again soon
+    while loop_step(l, 1000 if l.conns == NULL and l.full_until_ns == 0
+                    else wait_ms if l.saw_phase == PHASE_RUNNING else 20):
         pass
 
 

@@ -58,7 +58,8 @@ cdef class Server:
         limits.streams = streams
         limits.message_bytes = message_bytes
         limits.header_bytes = header_bytes
-        limits.memory_bytes = memory_bytes // self.threads
+        # however many threads share it, each can hold a message or two of the largest size
+        limits.memory_bytes = max(memory_bytes // self.threads, 2 * <uint64_t>message_bytes)
         limits.idle_ns = <uint64_t>(idle_s * 1e9)
         limits.keepalive_ns = <uint64_t>(keepalive_s * 1e9)
         limits.keepalive_timeout_ns = <uint64_t>(keepalive_timeout_s * 1e9)

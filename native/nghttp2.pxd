@@ -3,19 +3,19 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "nghttp2/nghttp2.h" nogil:
     enum:
-        NGHTTP2_ERR_CALLBACK_FAILURE
         NGHTTP2_ERR_DEFERRED
         NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
         NGHTTP2_HCAT_REQUEST
         NGHTTP2_HEADERS
         NGHTTP2_DATA
         NGHTTP2_SETTINGS
+        NGHTTP2_GOAWAY
         NGHTTP2_FLAG_NONE
-        NGHTTP2_FLAG_ACK
         NGHTTP2_FLAG_END_STREAM
         NGHTTP2_NO_ERROR
         NGHTTP2_INTERNAL_ERROR
         NGHTTP2_CANCEL
+        NGHTTP2_REFUSED_STREAM
         NGHTTP2_DATA_FLAG_EOF
         NGHTTP2_DATA_FLAG_NO_END_STREAM
         NGHTTP2_NV_FLAG_NO_COPY_NAME
@@ -39,9 +39,12 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
         uint8_t flags
     ctypedef struct nghttp2_headers:
         int cat
+    ctypedef struct nghttp2_goaway:
+        uint32_t error_code
     ctypedef union nghttp2_frame:
         nghttp2_frame_hd hd
         nghttp2_headers headers
+        nghttp2_goaway goaway
     ctypedef struct nghttp2_nv:
         uint8_t *name
         uint8_t *value
@@ -93,7 +96,6 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
     int nghttp2_option_new(nghttp2_option **out)
     void nghttp2_option_del(nghttp2_option *o)
     void nghttp2_option_set_no_closed_streams(nghttp2_option *o, int value)
-    void nghttp2_option_set_max_settings(nghttp2_option *o, size_t value)
     int nghttp2_session_server_new2(nghttp2_session **out, const nghttp2_session_callbacks *c, void *user_data,
                                     const nghttp2_option *o)
     void nghttp2_session_del(nghttp2_session *s)
@@ -106,7 +108,6 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
     void *nghttp2_session_get_stream_user_data(nghttp2_session *s, int32_t stream_id)
     int nghttp2_session_set_local_window_size(nghttp2_session *s, uint8_t flags, int32_t stream_id, int32_t size)
     int32_t nghttp2_session_get_last_proc_stream_id(nghttp2_session *s)
-    int nghttp2_session_get_stream_remote_close(nghttp2_session *s, int32_t stream_id)
     int nghttp2_submit_settings(nghttp2_session *s, uint8_t flags, const nghttp2_settings_entry *iv, size_t n)
     int nghttp2_submit_response(nghttp2_session *s, int32_t stream_id, const nghttp2_nv *nva, size_t n,
                                 const nghttp2_data_provider *data)

@@ -19,6 +19,7 @@ cdef enum:
     OUT_INLINE = 512             # bytes of pending answer kept in the stream itself: a usual one has 60
     OUT_PENDING_MAX = 262144     # an answer or two; a peer that doesn't read gets no more
     WATCHERS_MAX = 64            # health watches, over all threads
+    STREAMS_BESIDE = 1024        # held beside Limits.streams: health checks, and ended ones not yet read
 
 cdef enum:                       # what a stream wants
     WANTS_UNKNOWN = 0
@@ -53,6 +54,7 @@ cdef struct Shared:              # by the threads of a server, and with the thre
     uint64_t streams             # ext_proc streams in progress
     uint64_t connections
     uint64_t watchers
+    uint64_t rpcs                # streams of any kind that are held, ended ones whose peer doesn't read included
 
 
 cdef enum:                       # of Shared.phase, in this order
@@ -218,6 +220,7 @@ cdef inline void rpc_free(Rpc *r) noexcept nogil:
     cdef Conn *c = r.conn
     cdef Thread *t = c.thread
     release_state(t, r)
+    or_add64(&t.shared.rpcs, <uint64_t>-1)
     if r.out != r.inline_out:
         free(r.out)
         t.memory_bytes -= r.out_cap

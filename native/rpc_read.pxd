@@ -101,6 +101,7 @@ cdef inline void on_message(Rpc *r, const char *p, uint32_t n) noexcept nogil:
     if r.wants != WANTS_PROCESS:
         on_health(r, p, n)
         return
+    t.host.refresh(t.host)                        # a new policy may have come with the last decision
     result = stream_message(&t.pool, r.state, t.host, p, n, &out)
     if result == STREAM_SEND:
         send_message(r, out)
@@ -134,6 +135,8 @@ cdef inline bint keep_part(Thread *t, Rpc *r, const char *p, uint32_t n) noexcep
         t.memory_bytes += cap - r.message_cap
         r.message = larger
         r.message_cap = <uint32_t>cap
+    if n == 0:
+        return True                               # only the prefix is here yet
     memcpy(r.message + r.message_n, p, n)
     r.message_n += n
     return True
@@ -258,10 +261,18 @@ cdef inline void expire(Rpc *r) noexcept nogil:
 # ---- what the library calls --------------------------------------------------------------------------
 
 cdef inline int begin_headers(nghttp2_session *session, const nghttp2_frame *frame, void *conn) noexcept nogil:
+    cdef Thread *t = (<Conn *>conn).thread
     cdef Rpc *r
     if frame.hd.type != NGHTTP2_HEADERS or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
         return 0
+    if or_add64(&t.shared.rpcs, 1) >= <uint64_t>t.limits.streams + STREAMS_BESIDE:
+        or_add64(&t.shared.rpcs, <uint64_t>-1)
+        t.counts.streams_refused += 1
+        nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_REFUSED_STREAM)
+        return 0
     r = rpc_open(<Conn *>conn, frame.hd.stream_id)
+    if r == NULL:
+        or_add64(&t.shared.rpcs, <uint64_t>-1)
     if r == NULL or nghttp2_session_set_stream_user_data(session, frame.hd.stream_id, r) != 0:
         if r != NULL:
             rpc_free(r)
@@ -328,7 +339,13 @@ cdef inline int take_data(nghttp2_session *session, uint8_t flags, int32_t id, c
 
 cdef inline int sent_frame(nghttp2_session *session, const nghttp2_frame *frame, void *conn) noexcept nogil:
     """We have ended a stream that the peer goes on with: it is told to stop (RFC 9113, 8.1)."""
+    cdef Conn *c = <Conn *>conn
     cdef Rpc *r
+    if frame.hd.type == NGHTTP2_GOAWAY and frame.goaway.error_code != NGHTTP2_NO_ERROR and not c.broken:
+        # the library found a protocol error: counted, and closed once this is written
+        c.broken = 1
+        c.thread.counts.connections_dropped += 1
+        return 0
     if frame.hd.type == NGHTTP2_HEADERS and frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
         r = <Rpc *>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
         if r != NULL and not r.half_closed:

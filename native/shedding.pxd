@@ -1,6 +1,6 @@
 """When a route gives up optional stages for good, and when it takes them back.
 
-The budget of one request is kept by estimates (plan_skips in native/engine.pxd). Where that isn't enough - a slow or
+The budget of one request is kept by estimates (plan_skips in native/budget.pxd). Where that isn't enough - a slow or
 crowded machine, costs that scatter - more than one request in a hundred overruns, and the route *sheds*: the first
 stages of the policy's skip order are left out of all its requests, one more after each bad window; the text is first
 given a quarter of its time, since the begin of a request is better than nothing. Shed stages come back one at a time,
@@ -19,6 +19,7 @@ cdef enum:
     SHED_WINDOW_OVERRUNS = 20    # ... or has more overruns than a full one may have (1%) ...
     SHED_WINDOW_MS = 10000       # ... or is this old and has the fewest that say anything
     SHED_REQUESTS_MIN = 200
+    SHED_QUIET_MS = 60000        # a route that few ask for is judged by so long without any overrun
     SHED_HOLD_MS_MAX = 300000    # between trials, at most (unless the policy's first hold-off is longer)
     SHED_DOUBLINGS_MAX = 15
     SHED_SHORT = 1 << 16         # beside bits of Stage: a quarter of the time for the text
@@ -84,7 +85,8 @@ cdef inline bint shed_note(RouteControl *c, bint overran, uint64_t now_ms, uint3
         or_cas64(&c.opened_ms, opened, now_ms)
         return False
     if (requests < SHED_WINDOW_REQUESTS and overruns <= SHED_WINDOW_OVERRUNS
-            and (requests < SHED_REQUESTS_MIN or now_ms - opened < SHED_WINDOW_MS)):
+            and (requests < SHED_REQUESTS_MIN or now_ms - opened < SHED_WINDOW_MS)
+            and (overruns or now_ms - opened < SHED_QUIET_MS)):
         return False
     if not or_cas64(&c.window, seen, 0):
         return False                              # another request came: it is the one that sees the window full

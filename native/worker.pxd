@@ -13,6 +13,10 @@ from native.shedding cimport shed_levels, shed_note
 from native.text cimport TextResult, TextScratch
 
 
+cdef enum:
+    PREEMPTED_NS = 2000000       # later than this is the scheduler's doing, not a stage's
+
+
 cdef extern from *:
     """
     #define OR_MARGIN_MOST 0.4f
@@ -224,6 +228,9 @@ cdef inline void finish(Worker *w, const Request *r, Decision *d, uint64_t start
             or_add64(&own.overruns, 1)
         # what the lists have settled in no time says nothing about those that went through the stages
         if since_ns and w.policy.shed and not w.unhurried:
+            # a thread that was scheduled away for milliseconds, or a request that was refused, is no reason to
+            # leave anything out of the others
+            over = over and d.enforced < ACTION_THROTTLE and d.spent_ns < d.budget_us * <uint64_t>1000 + PREEMPTED_NS
             shed_note(&w.arena.control[route.slot], over, now // 1000000,
                       shed_levels(w.policy.skip, w.policy.n_skip), w.policy.shed_hold_ms)
         if d.skipped & (1 << STAGE_TEXT) and d.stage_ns[STAGE_TEXT]:

@@ -162,6 +162,17 @@ def test_a_window_that_can_only_be_bad_is_judged_at_once(arena: ArenaFile) -> No
     assert arena.routes()[0]["sheds"] == 1
 
 
+def test_a_route_that_few_ask_for_recovers_too(arena: ArenaFile) -> None:
+    arena.note(0, True, 21, 1000)  # shed ...
+    arena.note(0, False, 1, 2000)
+    assert arena.note(0, False, 5, 60_900) == 0
+    assert arena.note(0, False, 1, 62_000) == 1  # ... and tried again after a minute without an overrun
+    assert arena.routes()[0]["shed_level"] == 0
+    arena.note(0, True, 21, 63_000)
+    arena.note(0, True, 1, 64_000)
+    assert arena.note(0, False, 5, 130_000) == 0  # there was one: it takes more requests to tell
+
+
 def test_a_quiet_route_is_judged_by_time_once_it_says_something(arena: ArenaFile) -> None:
     arena.note(0, True, 3, 1000)
     assert arena.note(0, False, 196, 60_000) == 0  # 199 requests: too few
@@ -231,11 +242,15 @@ def bad_window(core: Core) -> None:
     core.arena.note(0, True, 22 if not core.arena.routes()[0]["sheds"] else 21, now_ms())
 
 
+# what costs next to nothing is spared: these do cost something
+LONG = {"headers": {"content-type": "text/plain"}, "body": "the quick brown fox; " * 3000, "client": "192.0.2.1"}
+
+
 def test_a_shed_stage_is_left_out_and_named() -> None:
     core, engine = hurried("latency: {budget: 1s}\nthresholds: {tag: null, throttle: null, block: 0.9}")
     seen = []
     for _ in range(6):
-        record = engine.decide("GET", ATTACK, client="192.0.2.1").record()
+        record = engine.decide("POST", ATTACK, **LONG).record()
         assert record["skipped"] == record["shed"]  # a second is enough for everything else
         seen.append(record["shed"])
         bad_window(core)
@@ -255,9 +270,34 @@ def test_with_its_trees_shed_the_text_is_still_judged() -> None:
     core, engine = hurried("latency: {budget: 1s}\nthresholds: {tag: null, throttle: null, block: 0.9}")
     for _ in range(2):
         bad_window(core)
-    verdict = engine.decide("GET", ATTACK, client="192.0.2.1")
+    verdict = engine.decide("POST", ATTACK, **LONG)
     assert verdict.skipped == ["xgboost", "random_forest"]
     assert verdict.action == "block"
+
+
+def test_small_requests_are_spared() -> None:
+    """Whoever makes a route overrun doesn't blind it: what costs little is still read in full."""
+    core, engine = hurried("latency: {budget: 1s}\nthresholds: {tag: null, throttle: null, block: 0.9}")
+    for _ in range(6):
+        bad_window(core)
+    assert engine.decide("POST", ATTACK, **LONG).skipped != []
+    verdict = engine.decide("GET", ATTACK, client="192.0.2.1")
+    assert verdict.skipped == []
+    assert verdict.action == "block"
+
+
+def test_a_new_budget_starts_with_clean_figures() -> None:
+    core, engine = hurried("latency: {budget: 10us, shed: false, skip: []}")
+    for _ in range(50):
+        engine.decide("POST", ATTACK, **LONG)
+    (route,) = core.arena.routes()
+    assert route["requests"] == 50
+    assert route["overruns"] > 0  # at least the first one, on cold memory
+    core.reload(loads("latency: {budget: 1s, shed: false, skip: []}"))
+    engine.decide("POST", ATTACK, **LONG)
+    (route,) = core.arena.routes()
+    assert (route["requests"], route["overruns"]) == (1, 0)
+    assert core.arena.counters()["requests"] == 51  # the totals stay
 
 
 def test_shedding_can_be_switched_off() -> None:

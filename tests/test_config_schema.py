@@ -251,6 +251,7 @@ ODD: list[Any] = [
 ]
 # What a schema has no words for; everything else it must refuse where the loader does.
 LOOSE = (
+    "TLS",
     "outside 0 to 1",
     "above the maximum",
     "below the minimum",

@@ -22,7 +22,7 @@ from native.http2 import Server
 from sidecar.serve.native_transport import NativeTransport
 from sidecar.serve.transport import SERVICE, Limits
 from tests.extproc_messages import BLOCK, STREAMED, request_body, request_headers, response_headers
-from tests.http2_peer import CHECK, LIMITS, WATCH, Peer, Served, dead, frame, serve, until
+from tests.http2_peer import CHECK, LIMITS, PROCESS, WATCH, Peer, Served, dead, frame, serve, until
 
 OK, INVALID, EXHAUSTED, UNIMPLEMENTED, UNAVAILABLE = 0, 3, 8, 12, 14
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -289,29 +289,48 @@ def test_slow_reader() -> None:
     fine(server)
 
 
-def test_ten_thousand_streams() -> None:
-    server = serve(streams=2000, connections=10)
-    peer = Peer(server)
+@pytest.mark.parametrize("path", [PROCESS, CHECK, WATCH])
+def test_ten_thousand_streams(path: str) -> None:
+    """Each of 18 connections keeps to what was announced to it; together they open ten thousand and end none."""
+    server = serve(streams=2000, connections=20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # beyond what the server has announced, and without waiting
-    peer.h2.remote_settings.max_concurrent_streams  # noqa: B018
+    peers = [Peer(server) for _ in range(18)]
+    opened = 0
+    for peer in peers:
+        for _ in range(560):
+            stream = peer.open(path)
+            if path == PROCESS:
+                peer.say(stream, frame(request_headers(end=False)))
+            opened += 1
+        peer.flush()
+        peer.read(3)
+        assert not peer.closed
+    assert opened > 10_000
+    stats = server.stats()
+    assert stats["streams"] == (2000 if path == PROCESS else 0)
+    assert stats["streams_refused"] >= opened - 2000 - 1024
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # most of it the peers' own
+    for peer in peers:
+        peer.close()
+    for _ in range(5):
+        server.step()
+    assert server.stats()["streams"] == server.stats()["connections"] == 0
+    fine(server)
+
+
+def test_more_streams_than_were_announced(server: Served) -> None:
+    """The connection that breaks its limit is ended, and counted; others are served."""
+    peer = Peer(server)
     peer.h2._open_streams = lambda remainder: 0  # type: ignore[method-assign]
-    for i in range(10_000):
+    for _ in range(400):
         stream = peer.open()
         peer.say(stream, frame(request_headers(end=False)))
-        if i % 100 == 0:
-            peer.flush()
-            peer.read(1)
-            if peer.closed:
-                break
-    assert server.stats()["streams"] <= 500
-    fine(server)  # a peer has a share, not all
-    peer.close()
-    server.step()
-    server.step()
+    peer.flush()
+    peer.read(3)
+    assert peer.closed
+    assert server.stats()["connections_dropped"] == 1
     assert server.stats()["streams"] == 0
-    # the peer itself takes far more than the server
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+    fine(server)
 
 
 def test_a_byte_now_and_then() -> None:

@@ -81,6 +81,9 @@ class FakeTransport:
         assert self.app is not None
         self.events.append(f"stop ready={self.app.ready()[0]} grace={grace_s:.1f}")
 
+    def hurry(self) -> None:
+        self.hurried = True
+
     def stats(self) -> Mapping[str, float]:
         return {"streams_active": 0}
 
@@ -186,6 +189,24 @@ async def test_told_twice_it_does_not_wait(world: World) -> None:
         assert await asyncio.wait_for(task, 10) == 0
         assert time.monotonic() - begun < 5
     assert world.events[-1] == "stop ready=False grace=0.0"
+
+
+async def test_told_again_while_requests_end_it_does_not_wait_either(world: World) -> None:
+    world.write(listen={"address": f"unix:{world.folder}/s", "drain": "4s"})
+    waiting = asyncio.Event()
+
+    async def stop(grace_s: float) -> None:
+        waiting.set()
+        await asyncio.wait_for(hurried.wait(), 30)
+
+    hurried = asyncio.Event()
+    async with running(world) as (app, task):
+        app.transport.stop, app.transport.hurry = stop, hurried.set  # type: ignore[union-attr,method-assign]
+        app.stop()
+        await asyncio.wait_for(waiting.wait(), 10)
+        app.stop()
+        assert await asyncio.wait_for(task, 10) == 0
+    assert hurried.is_set()
 
 
 async def test_what_waits_in_the_ring_is_written_before_the_end(world: World) -> None:
@@ -354,3 +375,14 @@ async def test_without_the_library_the_portable_transport_serves(
     # asked for by name it must not be replaced silently
     with pytest.raises(StartupError, match="libnghttp2-dev"):
         serving.make_transport(FewEngines(), listening(transport="native"))  # type: ignore[arg-type]
+
+
+async def test_tls_is_served_by_the_portable_transport(tmp_path: Path) -> None:
+    (tmp_path / "crt").write_text("C")
+    (tmp_path / "key").write_text("K")
+    files = {"tls_cert_file": str(tmp_path / "crt"), "tls_key_file": str(tmp_path / "key")}
+    transport = serving.make_transport(FewEngines(), listening(**files))  # type: ignore[arg-type]
+    assert type(transport).__name__ == "GrpcTransport"
+    (tmp_path / "key").unlink()
+    with pytest.raises(StartupError, match=r"can't read .*key"):
+        serving.make_transport(FewEngines(), listening(**files))  # type: ignore[arg-type]

@@ -10,13 +10,14 @@ from typing import Any
 
 import grpc
 import pytest
+import trustme
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as pb_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from native.extproc import ExtProcStream, RecordingHost
 from sidecar.serve.grpc_transport import GrpcTransport
-from sidecar.serve.transport import SERVICE, Limits, Transport
+from sidecar.serve.transport import SERVICE, Limits, Tls, Transport
 from tests.extproc_messages import BLOCK, STREAMED, request_body, request_headers, response_headers
 
 QUICK = Limits(max_message_bytes=100_000, max_streams=5, stream_idle_s=0.4)
@@ -327,6 +328,49 @@ async def test_drain_has_an_end(rig: Rig) -> None:
     await rig.transport.stop(1)  # once more is fine
 
 
+async def test_hurried_while_it_drains(rig: Rig) -> None:
+    call = rig.process()
+    await call.write(request_headers(end=False))
+    await call.read()
+    stopping = asyncio.create_task(rig.transport.stop(30))
+    await asyncio.sleep(0.1)
+    assert not stopping.done()
+    begun = time.monotonic()
+    rig.transport.hurry()
+    await stopping
+    assert time.monotonic() - begun < 5
+    assert (await failure(call))[0] is grpc.StatusCode.OK
+
+
+@pytest.mark.skipif(NativeTransport is None, reason="native.http2 isn't built: libnghttp2-dev is missing")
+async def test_only_its_own_socket_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "o.sock"
+    old, new = (make("native", f"unix:{path}", None, RecordingHost()) for _ in range(2))
+    await old.start()
+    path.unlink()
+    await new.start()
+    await old.stop(0)
+    assert path.exists()
+    await new.stop(0)
+    assert not path.exists()
+
+
+async def test_a_draining_listener_refuses(kind: str) -> None:
+    host = RecordingHost()
+    transport = make(kind, "127.0.0.1:0", None, host)
+    await transport.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{transport.port}") as channel:
+        call = pb_grpc.ExternalProcessorStub(channel).Process()
+        await call.write(request_headers(end=False))
+        await call.read()
+        stopping = asyncio.create_task(transport.stop(5))
+        await asyncio.sleep(0.3)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", transport.port)
+        call.cancel()
+    await stopping
+
+
 async def test_tcp_and_a_taken_port(kind: str) -> None:
     host = RecordingHost()
     transport = make(kind, "127.0.0.1:0", None, host)
@@ -383,3 +427,52 @@ async def test_many_requests_at_once(tmp_path: Path, kind: str) -> None:
         assert rig.count("internal_errors_total") == 0
     finally:
         await rig.close()
+
+
+def pem(blobs: Any) -> bytes:
+    return b"".join(blob.bytes() for blob in (blobs if isinstance(blobs, list) else [blobs]))
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+async def test_tls(mutual: bool) -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    ours, client, foreign = (ca.issue_cert("localhost") for ca in (authority, authority, stranger))
+    root = authority.cert_pem.bytes()
+    host = RecordingHost()
+    tls = Tls(pem(ours.cert_chain_pems), pem(ours.private_key_pem), root if mutual else None)
+    assert b"PRIVATE" in tls.key
+    assert "PRIVATE" not in repr(tls)
+    transport = GrpcTransport("127.0.0.1:0", lambda: ExtProcStream(host.host_address(), host), None, tls)
+    await transport.start()
+
+    async def reached(certificate: Any) -> bool:
+        chain, key = (None, None) if certificate is None else (
+            pem(certificate.cert_chain_pems), pem(certificate.private_key_pem))
+        credentials = grpc.ssl_channel_credentials(root, key, chain)
+        async with grpc.aio.secure_channel(f"localhost:{transport.port}", credentials) as channel:
+            call = pb_grpc.ExternalProcessorStub(channel).Process(timeout=5)
+            try:
+                await call.write(request_headers())
+                return isinstance(await call.read(), pb.ProcessingResponse)
+            except grpc.aio.AioRpcError:
+                return False
+
+    try:
+        assert await reached(client)
+        assert await reached(None) != mutual
+        assert await reached(foreign) != mutual
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{transport.port}") as channel:
+            call = pb_grpc.ExternalProcessorStub(channel).Process(timeout=5)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await ask(call)
+    finally:
+        await transport.stop(0)
+
+
+async def test_tls_that_is_no_pem() -> None:
+    host = RecordingHost()
+    tls = Tls(b"no certificate", b"no key")
+    transport = GrpcTransport("127.0.0.1:0", lambda: ExtProcStream(host.host_address(), host), None, tls)
+    with pytest.raises((RuntimeError, ValueError)):
+        await transport.start()
+    await transport.stop(0)

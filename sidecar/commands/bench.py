@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import signal
 import sys
 from pathlib import Path
@@ -115,8 +116,12 @@ def command(ctx: click.Context, /, **given: Any) -> None:
 
     if given["html"] is not None and not given["html"].absolute().parent.is_dir():
         raise click.UsageError(f"--html: there is no folder {given['html'].absolute().parent}")
+    if any(not math.isfinite(rate) for rate in given["rates"]):
+        raise click.UsageError("--rate: a finite number of requests per second is wanted")
 
     def told(*_: object) -> None:
+        for number in handlers:  # a second one must not interrupt the tidying up
+            signal.signal(number, signal.SIG_IGN)
         STOP.set()
         raise KeyboardInterrupt
 
@@ -134,6 +139,15 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     sys.exit(status)
+
+
+def write_page(path: Path, page: str, progress: Any) -> None:
+    """The report; the figures have been shown already, so that a full disk loses no run."""
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"--html: can't write {path}: {error.strerror}") from error
+    progress.print(f"report: {path}", markup=False, highlight=False)
 
 
 def compare(given: dict[str, Any]) -> int:
@@ -156,14 +170,12 @@ def compare(given: dict[str, Any]) -> int:
     if plan.rounds < 3:
         run.notes.append("Fewer than three rounds: this shows that it runs, not how fast.")
     rows, said = run.rows(), proxy.verdicts(run)
-    if given["html"] is not None:
-        page = report.render(rows, run.facts, run.missing, said)
-        given["html"].write_text(page, encoding="utf-8")
-        progress.print(f"report: {given['html']}", markup=False, highlight=False)
     if given["as_json"]:
         print(json.dumps(rows, indent=1))
     else:
         show.report(show.console_for(), rows, run.facts, run.missing, said)
+    if given["html"] is not None:
+        write_page(given["html"], report.render(rows, run.facts, run.missing, said), progress)
     return 0
 
 
@@ -211,8 +223,7 @@ def soak(given: dict[str, Any]) -> int:
     facts = proxy.facts(plan)
     facts["method"] = f"closed loop with h2load, {given['workers']} Envoy worker(s), everything on one machine"
     if given["html"] is not None:
-        given["html"].write_text(report.render([], facts, soak=result), encoding="utf-8")
-        progress.print(f"report: {given['html']}", markup=False, highlight=False)
+        write_page(given["html"], report.render([], facts, soak=result), progress)
     if given["as_json"]:
         print(json.dumps([result.as_json()], indent=1))
     else:

@@ -96,13 +96,16 @@ def command(
         routes, since = _measure(path, wanted, span_s)
     except KeyboardInterrupt:
         sys.exit(130)
-    if as_json:
-        click.echo(json.dumps(_json(routes, since, span_s), indent=1))
-    else:
-        console = _console()
-        console.print(table_of(routes, stages, _since(since, span_s)))
-        if not any(route.requests for route in routes):
-            console.print(Text("No traffic yet: nothing was decided on in this time.", style="yellow"))
+    try:
+        if as_json:
+            click.echo(json.dumps(_json(routes, since, span_s), indent=1))
+        else:
+            console = _console()
+            console.print(table_of(routes, stages, _since(since, span_s)))
+            if not any(route.requests for route in routes):
+                console.print(Text("No traffic yet: nothing was decided on in this time.", style="yellow"))
+    except OSError as error:  # status 1 is for budgets that don't hold
+        _stop(f"can't write: {error.strerror}")
     if check:
         _verdict(routes)
 
@@ -217,7 +220,10 @@ def _console() -> Console:
 
 
 def _since(since: float, span_s: float | None) -> str:
-    moment = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        moment = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        moment = "an unknown time"  # the arena's header is damaged there
     return f"{format_duration(round(span_s * 1e6))} from {moment} UTC" if span_s else f"since {moment} UTC"
 
 

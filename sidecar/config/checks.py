@@ -41,6 +41,7 @@ def between(settings: Settings) -> Iterator[Finding]:
         _lists,
         _addresses,
         _files,
+        _tls,
         _repeated,
     ):
         yield from check(settings)
@@ -48,7 +49,7 @@ def between(settings: Settings) -> Iterator[Finding]:
 
 def environment(settings: Settings) -> Iterator[Finding]:
     """What the machine lacks: folders, permissions, the key file, the bundle."""
-    for check in (_socket_folder, _arena_folder, _key_file, _models, _log_folder):
+    for check in (_socket_folder, _arena_folder, _key_file, _tls_files, _models, _log_folder):
         yield from check(settings)
 
 
@@ -244,6 +245,25 @@ def _files(settings: Settings) -> Iterator[Finding]:
         first.setdefault(name, path)
 
 
+def _tls(settings: Settings) -> Iterator[Finding]:
+    listen = settings.listen
+    if listen.tls_cert_file is None and listen.tls_key_file is None:
+        if listen.tls_client_ca_file is not None:
+            path: Path = ("listen", "tls_client_ca_file")
+            yield Finding(
+                (path,),
+                "clients are to show certificates, but there is no TLS",
+                "set listen.tls_cert_file and listen.tls_key_file",
+            )
+        return
+    for name, value in (("tls_cert_file", listen.tls_cert_file), ("tls_key_file", listen.tls_key_file)):
+        if value is None:
+            yield Finding((("listen", name),), "TLS needs a certificate and its key", f"set listen.{name} too")
+    if listen.transport == "native":
+        where: Path = ("listen", "transport")
+        yield Finding((where,), "the native transport has no TLS", "say grpcio or auto, or leave TLS to the mesh")
+
+
 def _repeated(settings: Settings) -> Iterator[Finding]:
     lists: list[tuple[Path, Iterable[object]]] = [
         (("latency", "skip"), settings.latency.skip),
@@ -336,6 +356,31 @@ def _key_file(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             path, f"{shown(name)} has {status.st_size} bytes", f"use {KEY_BYTES_MIN} to {KEY_BYTES_MAX}"
         )
+
+
+def _tls_files(settings: Settings) -> Iterator[Finding]:
+    listen = settings.listen
+    for key, name in (
+        ("tls_cert_file", listen.tls_cert_file),
+        ("tls_key_file", listen.tls_key_file),
+        ("tls_client_ca_file", listen.tls_client_ca_file),
+    ):
+        if name is None:
+            continue
+        path: tuple[Path, ...] = (("listen", key),)
+        try:
+            status = os.stat(name)
+        except OSError as error:
+            yield Finding(path, f"{shown(name)} cannot be read: {error.strerror}", "name an existing PEM file")
+            continue
+        if not os.access(name, os.R_OK):
+            yield Finding(path, f"{shown(name)} is not readable", "give Outrider's user or group read permission")
+        elif key == "tls_key_file" and stat.S_IMODE(status.st_mode) & 0o007:
+            yield Finding(
+                path,
+                f"{shown(name)} has mode {stat.S_IMODE(status.st_mode):04o}: anyone may read the key",
+                "chmod 0440 it, or set defaultMode: 0440 on the secret's volume",
+            )
 
 
 def _models(settings: Settings) -> Iterator[Finding]:

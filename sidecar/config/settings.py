@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from sidecar.config.detectors import Detectors
+from sidecar.config.listen import Listen
 from sidecar.config.section import (
     BUDGET_MAX,
     LISTED_MAX,
@@ -30,7 +31,6 @@ from sidecar.config.section import (
     StageName,
 )
 from sidecar.config.types import (
-    Address,
     Boolean,
     BundlePath,
     ClaimName,
@@ -75,77 +75,6 @@ class Service(Section):
             "open). Outrider reports a failure to Envoy as an error and never as a refusal; here the setting "
             "is a statement, shown by outrider check and in the log."
         ),
-    )
-
-
-class Listen(Section):
-    """Where Envoy reaches the ext_proc service."""
-
-    address: Address = Field(
-        "127.0.0.1:9901",
-        json_schema_extra=RESTART,
-        description=(
-            "unix:/absolute/path for a UNIX socket (fastest, and only processes that share the folder "
-            "reach it), or "
-            "address:port. There is no encryption here: keep TCP to the loopback or to the pod."
-        ),
-        examples=["unix:/run/outrider/outrider.sock", "127.0.0.1:9901", "[::1]:9901"],
-    )
-    transport: Literal["auto", "native", "grpcio"] = Field(
-        "auto",
-        json_schema_extra=RESTART,
-        description=(
-            "What speaks gRPC: native is Outrider's own on libnghttp2, fifty times cheaper per request; grpcio is "
-            "the portable one; auto takes native where it was built."
-        ),
-    )
-    threads: Integer = Field(
-        0,
-        ge=0,
-        le=64,
-        json_schema_extra=RESTART,
-        description=(
-            "Threads of the native transport. 0: one for each core that this process may use, at most 4. Each "
-            "connection of Envoy's (one per worker, usually) belongs to one thread."
-        ),
-    )
-    max_connections: Integer = Field(
-        1024,
-        ge=1,
-        le=65536,
-        json_schema_extra=RESTART,
-        description="Most connections of proxies at once; further ones are closed (native transport).",
-    )
-    max_message_bytes: Annotated[int, Size("16KiB", "64MiB")] = Field(
-        4 << 20,
-        alias="max_message",
-        json_schema_extra=RESTART,
-        description=(
-            "Largest message accepted from Envoy; a larger one ends its stream with an error, which is a way past "
-            "Outrider where Envoy fails open: keep it above what Envoy buffers."
-        ),
-    )
-    max_streams: Integer = Field(
-        4096,
-        ge=1,
-        le=65536,
-        json_schema_extra=RESTART,
-        description=(
-            "Most requests in progress at once; further ones are refused with an error, so Envoy's "
-            "failure_mode_allow applies."
-        ),
-    )
-    stream_idle_s: Annotated[float, Duration("100ms", "1h", "s", whole=False)] = Field(
-        60.0,
-        alias="stream_idle",
-        json_schema_extra=RESTART,
-        description="A stream on which nothing arrives for this long is closed.",
-    )
-    drain_s: Annotated[float, Duration("0s", "10m", "s", whole=False)] = Field(
-        10.0,
-        alias="drain",
-        json_schema_extra=RESTART,
-        description="How long requests in progress may take to finish after a stop signal.",
     )
 
 

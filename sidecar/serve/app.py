@@ -12,6 +12,7 @@ import contextlib
 import importlib.metadata
 import logging
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -20,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar.config import ConfigError, Settings, load
 from sidecar.config.changes import Changes
+from sidecar.config.listen import Listen
 from sidecar.config.watch import ConfigWatcher
 from sidecar.serve import addresses, logs, sheds
 from sidecar.serve.admin import AdminServer
 from sidecar.serve.decisions import DecisionLog, Plan
 from sidecar.serve.errors import EXIT_CONFIG, EXIT_MODELS, StartupError
 from sidecar.serve.metrics import Outrider, Tally, make_registry
-from sidecar.serve.transport import Limits, Transport
+from sidecar.serve.transport import Limits, Tls, Transport
 
 if TYPE_CHECKING:
     from sidecar.core import Core
@@ -35,6 +37,7 @@ HEARTBEAT_S = 0.5
 HEARTBEAT_STALE_S = 10.0  # an event loop this late isn't serving: /healthz fails
 LOOK_AWAY_S = 2.5  # at most: Envoy's health check is told twice, a second apart
 WATCH_EVERY_S = 1.0
+DESCRIPTORS_BESIDE = 128  # arena, logs, admin connections, compilers' pipes, configuration being read
 THREADS_AUTO_MAX = 4  # one thread serves more than four workers of Envoy can ask
 
 log = logging.getLogger("outrider.serve")
@@ -162,7 +165,13 @@ class Application:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.hurry.wait(), min(LOOK_AWAY_S, limit_s / 2))
         left_s = 0.0 if self.hurry.is_set() else limit_s - (time.monotonic() - begun)
-        await self.transport.stop(max(0.0, left_s))
+        stopping = asyncio.ensure_future(self.transport.stop(max(0.0, left_s)))
+        hurried = asyncio.ensure_future(self.hurry.wait())
+        await asyncio.wait([stopping, hurried], return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            self.transport.hurry()
+        hurried.cancel()
+        await stopping
         log.info("drained", extra={"seconds": round(time.monotonic() - begun, 3)})
 
     async def close(self) -> None:
@@ -350,16 +359,52 @@ def open_core(settings: Settings) -> Core:
         raise StartupError(f"models.bundle: {error}", EXIT_MODELS) from error
 
 
+def read_tls(listen: Listen) -> Tls | None:
+    """The files of the listener's TLS; StartupError naming the one that can't be read."""
+    if listen.tls_cert_file is None or listen.tls_key_file is None:
+        return None
+
+    def read(name: str) -> bytes:
+        try:
+            return Path(name).read_bytes()
+        except OSError as error:
+            raise StartupError(f"listen: can't read {name}: {error.strerror}") from error
+
+    ca = None if listen.tls_client_ca_file is None else read(listen.tls_client_ca_file)
+    return Tls(read(listen.tls_cert_file), read(listen.tls_key_file), ca)
+
+
+def room_for(connections: int) -> int:
+    """Raises the limit of open descriptors so that so many connections fit beside what the process needs itself;
+    returns how many do."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + DESCRIPTORS_BESIDE
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections
+    soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft >= wanted:
+        return connections
+    fits = max(1, soft - DESCRIPTORS_BESIDE)
+    log.warning(
+        "fewer connections than listen.max_connections: the limit of open files is too low",
+        extra={"max_connections": connections, "taken": fits, "nofile": soft},
+    )
+    return fits
+
+
 def make_transport(core: Core, settings: Settings) -> Transport:
     """The transport that the settings ask for; StartupError where this build doesn't have it."""
     listen = settings.listen
     limits = Limits(
         max_message_bytes=listen.max_message_bytes,
         max_streams=listen.max_streams,
-        max_connections=listen.max_connections,
+        max_connections=room_for(listen.max_connections),
         stream_idle_s=listen.stream_idle_s,
     )
-    if listen.transport != "grpcio":
+    tls = read_tls(listen)
+    if listen.transport != "grpcio" and tls is None:
         try:
             from sidecar.serve.native_transport import NativeTransport
         except ImportError as error:
@@ -379,7 +424,7 @@ def make_transport(core: Core, settings: Settings) -> Transport:
     # one engine, as all streams are handled on the one event loop
     engine = core.engine()
     host = engine.host_address()
-    return GrpcTransport(listen.address, lambda: ExtProcStream(host, engine), limits)
+    return GrpcTransport(listen.address, lambda: ExtProcStream(host, engine), limits, tls)
 
 
 def bounds_us() -> list[float]:

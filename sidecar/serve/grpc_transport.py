@@ -17,7 +17,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from native.extproc import ProtocolError, counts
-from sidecar.serve.transport import HEALTH_STREAMS_MAX, LAST_WORDS_S, SERVICE, Limits
+from sidecar.serve.transport import HEALTH_STREAMS_MAX, LAST_WORDS_S, SERVICE, Limits, Tls
 
 DETAILS_MAX = 200  # characters of an error's text that are sent
 TRACEBACK_EVERY_S = 10.0  # a fault that hits every request must not fill the disk
@@ -81,11 +81,16 @@ class GrpcTransport:
     """
 
     def __init__(
-        self, address: str, stream_factory: Callable[[], Stream], limits: Limits | None = None
+        self,
+        address: str,
+        stream_factory: Callable[[], Stream],
+        limits: Limits | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.address = address
         self.stream_factory = stream_factory
         self.limits = limits or Limits()
+        self._tls = tls
         self.port = 0
         self.streams_opened = 0
         self.streams_refused = 0
@@ -94,6 +99,7 @@ class GrpcTransport:
         self.internal_errors = 0
         self.messages = 0
         self._active: set[_Active] = set()
+        self._hurried = asyncio.Event()
         self._server: Any = None
         self._health: Any = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -145,9 +151,18 @@ class GrpcTransport:
         )
         self._health = _Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self.port = self._server.add_insecure_port(self.address)
+        if self._tls is None:
+            self.port = self._server.add_insecure_port(self.address)
+        else:
+            credentials = grpc.ssl_server_credentials(
+                [(self._tls.key, self._tls.certificate)],
+                root_certificates=self._tls.client_ca,
+                require_client_auth=self._tls.client_ca is not None,
+            )
+            self.port = self._server.add_secure_port(self.address, credentials)
         if self.port == 0:
-            raise RuntimeError(f"cannot listen on {self.address}")
+            why = "" if self._tls is None else " with TLS (is it free, and are certificate and key PEM and a pair?)"
+            raise RuntimeError(f"cannot listen on {self.address}{why}")
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
         self._spawn(self._watch_idle())
@@ -167,12 +182,17 @@ class GrpcTransport:
         self._health.send_away()
         # one call only: grpcio crashes when a server is stopped while it stops
         stopping = asyncio.create_task(server.stop(grace_s + LAST_WORDS_S))
-        await asyncio.wait([stopping], timeout=grace_s)
+        hurried = asyncio.create_task(self._hurried.wait())
+        await asyncio.wait([stopping, hurried], timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
         self._expire(list(self._active))
         await stopping
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def hurry(self) -> None:
+        self._hurried.set()
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import threading
 from collections.abc import Mapping, Sequence
@@ -40,21 +41,29 @@ class NativeTransport:
         self._server: Server | None = None
         self._listener: socket.socket | None = None
         self._path: Path | None = None
+        self._made: os.stat_result | None = None
+        self._hurried = False
         self._threads: list[threading.Thread] = []
 
     async def start(self) -> None:
         limits = self.limits
         listener = self._listen()
-        self._server = Server(
-            self._hosts,
-            listener.fileno(),
-            connections=limits.max_connections,
-            streams=limits.max_streams,
-            message_bytes=limits.max_message_bytes,
-            idle_s=limits.stream_idle_s,
-            keepalive_s=limits.keepalive_s,
-            keepalive_timeout_s=limits.keepalive_timeout_s,
-        )
+        try:
+            self._server = Server(
+                self._hosts,
+                listener.fileno(),
+                connections=limits.max_connections,
+                streams=limits.max_streams,
+                message_bytes=limits.max_message_bytes,
+                idle_s=limits.stream_idle_s,
+                keepalive_s=limits.keepalive_s,
+                keepalive_timeout_s=limits.keepalive_timeout_s,
+            )
+        except (MemoryError, OSError) as error:
+            listener.close()
+            self._listener = None
+            self._remove_socket()
+            raise RuntimeError(f"no memory or descriptors for {len(self._hosts)} threads: {error}") from error
         for i in range(len(self._hosts)):
             thread = threading.Thread(target=self._server.run, args=(i,), name=f"outrider-io-{i}", daemon=True)
             thread.start()
@@ -84,6 +93,7 @@ class NativeTransport:
             self.port = listener.getsockname()[1]
         else:
             self._path = address.path
+            self._made = address.path.stat()
         return listener
 
     def set_serving(self, serving: bool) -> None:
@@ -96,11 +106,12 @@ class NativeTransport:
             return
         listener, self._listener = self._listener, None
         server.set_serving(False)
-        if self._path is not None:
-            # before the listener goes: whoever connects now should find nothing, not a socket that nobody serves
-            with contextlib.suppress(OSError):
-                self._path.unlink()
+        # before the listener goes: whoever connects now should find nothing, not a socket that nobody serves
+        self._remove_socket()
         server.stop("closing")
+        with contextlib.suppress(OSError):
+            # who connects from now on is refused at once, rather than left waiting in the queue
+            listener.shutdown(socket.SHUT_RDWR)
         if not await self._ended(grace_s):
             server.stop("expiring")
             if not await self._ended(LAST_WORDS_S):
@@ -110,10 +121,20 @@ class NativeTransport:
         self._threads.clear()
         listener.close()
 
+    def _remove_socket(self) -> None:
+        """Ours only: another sidecar may have taken the path over."""
+        if self._path is not None and self._made is not None:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(self._path.lstat(), self._made):
+                    self._path.unlink()
+
+    def hurry(self) -> None:
+        self._hurried = True
+
     async def _ended(self, within_s: float) -> bool:
         deadline = asyncio.get_running_loop().time() + within_s
         while any(thread.is_alive() for thread in self._threads):
-            if asyncio.get_running_loop().time() >= deadline:
+            if asyncio.get_running_loop().time() >= deadline or (self._hurried and within_s > LAST_WORDS_S):
                 return False
             await asyncio.sleep(POLL_S)
         return True

@@ -7,7 +7,7 @@ is the portable one. Both drive the same ext_proc machine and pass the same test
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
@@ -40,6 +40,15 @@ class Limits:
     keepalive_timeout_s: float = 10.0
 
 
+@dataclass(frozen=True)
+class Tls:
+    """PEM texts: our certificate chain and key, and the authorities whose clients may connect (None: any client)."""
+
+    certificate: bytes
+    key: bytes = field(repr=False)
+    client_ca: bytes | None = None
+
+
 class Transport(Protocol):
     """What serves the streams."""
 
@@ -49,6 +58,9 @@ class Transport(Protocol):
     async def stop(self, grace_s: float) -> None:
         """Says NOT_SERVING, takes no new streams, waits grace_s for those in progress, then ends them
         as idle ones are ended: decided on what is known, without an error."""
+
+    def hurry(self) -> None:
+        """While stop() waits: don't wait any longer."""
 
     def set_serving(self, serving: bool) -> None:
         """What the gRPC health service says from now on; requests are served in either case."""
