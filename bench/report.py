@@ -70,7 +70,7 @@ def case_section(case: str, rows: Sequence[Row]) -> str:
     for connections in dict.fromkeys(row["connections"] for row in closed):
         found = [row for row in closed if row["connections"] == connections]
         figures += ceiling_figures(found, connections)
-    figures += rate_figures(opened)
+    figures += throughput_figures(closed, opened) + rate_figures(opened)
     return (
         f"<h2>{escape(traffic.TITLES.get(case, case))}</h2>"
         f'<div class="cards">{"".join(figures)}</div>{table(closed, opened)}'
@@ -134,6 +134,26 @@ def tail_chart(rows: Sequence[Row], label: str) -> str:
         points = [(i / 10, y) for i, y in enumerate(row["points"]) if i / 10 <= furthest]
         lines.append(Line(short(row), row["host"], points))
     return svg.chart(lines, TAIL_TICKS, (0.0, reach), "share of requests at most this slow", label)
+
+
+def throughput_figures(closed: Sequence[Row], opened: Sequence[Row]) -> list[str]:
+    """What is answered: over connections where more than one number was tried, and over what was asked."""
+    out = []
+    for rows, key, axis, title, caption in (
+        (closed, "connections", "connections", "Throughput by connections", "Closed loop: the ceiling at each."),
+        (opened, "rate", "asked per second", "Answered by arrival rate", "Open loop: what isn't answered waits."),
+    ):
+        levels = sorted({row[key] for row in rows})
+        if len(levels) < 2:
+            continue
+        lines = []
+        for host in dict.fromkeys(row["host"] for row in rows):
+            found = sorted((row for row in rows if row["host"] == host), key=lambda row: row[key])
+            tips = [f"{NAMES.get(host, host)}, {r[key]:,.0f} {axis}: {r['rps']:,.0f} answered/s" for r in found]
+            lines.append(Line(NAMES.get(host, host), host, [(r[key], r["rps"] / 1000) for r in found], tips=tips))
+        ticks = [(level, f"{level:,.0f}") for level in svg.linear_ticks(levels[-1])]
+        out.append(figure(title, caption, svg.chart(lines, ticks, (0.0, levels[-1]), axis, title.lower(), "k/s")))
+    return out
 
 
 def rate_figures(rows: Sequence[Row]) -> list[str]:

@@ -72,7 +72,7 @@ def chart(
     label: str,
     y_unit: str = "us",
 ) -> str:
-    """Lines over x; y logarithmic in us, or linear from zero in MiB. Empty without points."""
+    """Lines over x; y logarithmic in us, or linear from zero in another unit. Empty without points."""
     values = [y for line in lines for _, y in line.points if y > 0]
     if not values or x_range[1] <= x_range[0]:
         return ""
