@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from sidecar.commands.version import cpu_model
+
 PROC = Path("/proc")
 NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
@@ -50,19 +52,12 @@ def memory(pid: int) -> Memory:
     return Memory(found.get("VmRSS", 0), found.get("RssAnon", 0), found.get("RssShmem", 0))
 
 
-def processor() -> str:
-    for line in (PROC / "cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return f"unknown {platform.machine()} processor"
-
-
 def machine() -> dict[str, str]:
     """Facts for the head of a table; the host's name isn't among them, as reports are passed on."""
     kib = re.search(r"MemTotal:\s+(\d+)", (PROC / "meminfo").read_text())
     system = platform.freedesktop_os_release() if Path("/etc/os-release").exists() else {}
     return {
-        "processor": f"{processor()}, {len(os.sched_getaffinity(0))} cores",
+        "processor": f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores",
         "memory": f"{int(kib[1]) / (1 << 20):.0f} GiB" if kib else "unknown",
         "system": f"{system.get('PRETTY_NAME', platform.system())}, Linux {platform.release()}",
         "python": platform.python_version(),

@@ -19,11 +19,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bench.measure import processor
 from bench.traffic import attack, get, post, post_16k
 from native.arenafile import ArenaFile
 from native.engine import STAGES_NAMES, Engine, ModelError, Models
 from sidecar.bundle import BundleError, load_bundle, prepare_runtime
+from sidecar.commands.version import cpu_model
 from sidecar.config import Settings
 from sidecar.core import DEFAULT_BUNDLE, default_cache
 from sidecar.memory import memory_folder
@@ -96,7 +96,7 @@ def command(rounds: int, bundle: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table(title=f"us per request, batch 1, one core ({platform.machine()}, {processor()})")
+    table = Table(title=f"us per request, batch 1, one core ({platform.machine()}, {cpu_model()})")
     short = {"random_forest": "forest", "behaviour": "behav.", "blocklist": "lists"}
     for column in ("case", "clients", "p50", "p99", *(short.get(name, name) for name in STAGES_NAMES)):
         table.add_column(column, justify="left" if column == "case" else "right", no_wrap=True)

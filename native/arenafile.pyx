@@ -379,7 +379,7 @@ cdef class ArenaFile:
         c = &self.arena.control[min(p.route[route].slot, <uint16_t>(ROUTES_MAX - 1))]
         with nogil:
             for _i in range(n):
-                changes += shed_note(c, overran, now_ms, shed_levels(p.skip, p.n_skip), p.shed_hold_ms)
+                changes += shed_note(c, overran, now_ms, p.skip, p.n_skip, p.shed_hold_ms)
         return changes
 
     @property

@@ -138,10 +138,7 @@ cdef class Server:
         """Counters and gauges by name, over all threads."""
         cdef int i
         cdef Loop *loop
-        out = dict.fromkeys((
-            "connections_opened", "connections_refused", "connections_dropped", "streams_opened", "streams_refused",
-            "streams_idle_closed", "streams_dropped", "protocol_errors", "internal_errors", "messages",
-            "headers_dropped", "bodies_cut", "late_decisions", "no_buffer", "memory_bytes", "buffer_bytes"), 0)
+        out = {}
         for i in range(self.threads):
             loop = &self.loops[i]
             for name, value in (
@@ -161,7 +158,7 @@ cdef class Server:
                     ("no_buffer", loop.thread.pool.counts.no_buffer),
                     ("memory_bytes", loop.thread.memory_bytes),
                     ("buffer_bytes", loop.thread.pool.buffer_bytes)):
-                out[name] += value
+                out[name] = out.get(name, 0) + value
         out["connections"] = or_load64(&self.shared.connections)
         out["streams"] = or_load64(&self.shared.streams)
         out["watchers"] = or_load64(&self.shared.watchers)

@@ -73,7 +73,16 @@ cdef inline uint64_t shed_after(uint64_t state, uint32_t requests, uint32_t over
     return (state & ~<uint64_t>15) | level
 
 
-cdef inline bint shed_note(RouteControl *c, bint overran, uint64_t now_ms, uint32_t levels,
+cdef inline uint32_t shed_levels(const uint8_t *skip, uint32_t n_skip) noexcept nogil:
+    """How many levels this order of skipping has: one per stage, and one for a text that is cut short first."""
+    cdef uint32_t i, levels = n_skip
+    for i in range(n_skip):
+        if skip[i] == STAGE_TEXT:
+            return levels + 1
+    return levels
+
+
+cdef inline bint shed_note(RouteControl *c, bint overran, uint64_t now_ms, const uint8_t *skip, uint32_t n_skip,
                            uint32_t first_ms) noexcept nogil:
     """Count one request that went through the stages; judge the window where that completes it. True where the
     level changed."""
@@ -92,7 +101,7 @@ cdef inline bint shed_note(RouteControl *c, bint overran, uint64_t now_ms, uint3
         return False                              # another request came: it is the one that sees the window full
     or_store64(&c.opened_ms, now_ms)
     state = or_load64(&c.state)
-    fresh = shed_after(state, requests, overruns, now_ms, levels, first_ms)
+    fresh = shed_after(state, requests, overruns, now_ms, shed_levels(skip, n_skip), first_ms)
     if fresh == state or not or_cas64(&c.state, state, fresh):
         return False
     if (fresh & 15) > (state & 15):
@@ -100,15 +109,6 @@ cdef inline bint shed_note(RouteControl *c, bint overran, uint64_t now_ms, uint3
     elif (fresh & 15) < (state & 15):
         or_add64(&c.taken_back, 1)
     return (fresh & 15) != (state & 15)
-
-
-cdef inline uint32_t shed_levels(const uint8_t *skip, uint32_t n_skip) noexcept nogil:
-    """How many levels this order of skipping has: one per stage, and one for a text that is cut short first."""
-    cdef uint32_t i, levels = n_skip
-    for i in range(n_skip):
-        if skip[i] == STAGE_TEXT:
-            return levels + 1
-    return levels
 
 
 cdef inline uint32_t shed_bits(const uint8_t *skip, uint32_t n_skip, uint32_t level) noexcept nogil:

@@ -9,7 +9,7 @@ from native.base cimport *
 from native.identity cimport header_value
 from native.models cimport ModelSet, TreeScratch
 from native.policy cimport *
-from native.shedding cimport shed_levels, shed_note
+from native.shedding cimport shed_note
 from native.text cimport TextResult, TextScratch
 
 
@@ -188,7 +188,7 @@ cdef inline void finish(Worker *w, const Request *r, Decision *d, uint64_t start
     cdef RouteCounters *own = &w.route_counters[route.slot]
     cdef uint64_t now
     cdef uint32_t bit
-    cdef bint over
+    cdef bint over, in_part = d.skipped & (1 << STAGE_TEXT) and d.stage_ns[STAGE_TEXT]
     cdef int i
     d.enforced = d.action
     if d.mode == MODE_OBSERVE and d.action > ACTION_TAG:
@@ -207,7 +207,7 @@ cdef inline void finish(Worker *w, const Request *r, Decision *d, uint64_t start
                 if d.shed & bit:
                     count(w, COUNT_SHED, 1)
                     or_add64(&own.shed[i], 1)
-        if d.skipped & (1 << STAGE_TEXT) and d.stage_ns[STAGE_TEXT]:
+        if in_part:
             count(w, COUNT_TEXT_PART, 1)
             or_add64(&own.text_part, 1)
     for i in range(STAGES):
@@ -231,9 +231,9 @@ cdef inline void finish(Worker *w, const Request *r, Decision *d, uint64_t start
             # a thread that was scheduled away for milliseconds, or a request that was refused, is no reason to
             # leave anything out of the others
             over = over and d.enforced < ACTION_THROTTLE and d.spent_ns < d.budget_us * <uint64_t>1000 + PREEMPTED_NS
-            shed_note(&w.arena.control[route.slot], over, now // 1000000,
-                      shed_levels(w.policy.skip, w.policy.n_skip), w.policy.shed_hold_ms)
-        if d.skipped & (1 << STAGE_TEXT) and d.stage_ns[STAGE_TEXT]:
+            shed_note(&w.arena.control[route.slot], over, now // 1000000, w.policy.skip, w.policy.n_skip,
+                      w.policy.shed_hold_ms)
+        if in_part:
             text_margin(w, d)
     if since_ns:
         w.tail_ns = drift(w.tail_ns, now - since_ns, 20000)

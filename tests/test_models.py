@@ -14,13 +14,7 @@ from native.models import Models, ModelsError, calibrated
 from sidecar import bundle, compilers
 from sidecar.train import calibrate, trees
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_schema():
-    patch = pytest.MonkeyPatch()
-    patch.setattr(bundle, "behaviour_schema", lambda: factory.BEHAVIOUR)
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("factory_schema")
 
 
 @pytest.fixture(scope="module")

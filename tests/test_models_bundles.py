@@ -16,13 +16,7 @@ from sidecar import bundle, compilers
 from sidecar.bundle import BundleError, load_bundle, prepare_runtime
 from sidecar.commands.bundle import command
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_schema():
-    patch = pytest.MonkeyPatch()
-    patch.setattr(bundle, "behaviour_schema", lambda: factory.BEHAVIOUR)
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("factory_schema")
 
 
 @pytest.fixture(scope="module")

@@ -26,12 +26,7 @@ from sidecar.engines import Choice
 SHIPPED_SCHEMA = bundle.behaviour_schema
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_schema():
-    patch = pytest.MonkeyPatch()
-    patch.setattr(bundle, "behaviour_schema", lambda: factory.BEHAVIOUR)
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("factory_schema")
 
 
 @pytest.fixture(scope="module")
