@@ -183,7 +183,8 @@ def make_nginx(work: Path, core: Path, sanitize: bool) -> Path:
     for name in ("auto", "configure", "src"):
         (tree / name).symlink_to(source / name)
     shutil.copytree(SOURCES / "nginx", addon)
-    flags = [*CFLAGS, "-g", "-D_GNU_SOURCE", *(SANITIZE if sanitize else ())]
+    # NGINX looks its symbols up by name: exports.map hides the others
+    flags = [flag for flag in CFLAGS if "visibility" not in flag] + ["-D_GNU_SOURCE", *(SANITIZE if sanitize else ())]
     link = ["-Wl,-z,nodelete", *(SANITIZE if sanitize else ())]
     script = (
         f'. "$1/conf_flags" && ./configure --with-cc-opt="$2" --with-ld-opt="$3" "${{NGX_CONF_FLAGS[@]}}" '
@@ -203,3 +204,6 @@ def check_symbols(library: Path, sanitize: bool = False) -> None:
     wanted = [word for line in done.stdout.splitlines() for word in line.split()[-1:] if word.lstrip("_").startswith("Py")]
     if done.returncode or wanted:
         raise PluginError(f"{library.name} would need Python: {', '.join(wanted) or done.stderr}")
+    done = subprocess.run([nm, "-D", "--defined-only", str(library)], capture_output=True, text=True, check=False)
+    if not done.stdout.strip():
+        raise PluginError(f"{library.name} exports nothing: the proxy would find no hooks")
