@@ -76,7 +76,7 @@ def cache_folder() -> Path:
 def fingerprint(kind: str, sanitize: bool) -> str:
     """Of all that goes into the module: sources, flags, tools, and for NGINX what it is configured with."""
     digest = hashlib.sha256(repr((kind, CFLAGS, LDFLAGS, DIRECTIVES, sanitize, compiler(), cython_version())).encode())
-    files = [*NATIVE.glob("*.pxd"), *SOURCES.glob("*.*"), *(SOURCES / kind).iterdir()]
+    files = [Path(__file__), *NATIVE.glob("*.pxd"), *SOURCES.glob("*.*"), *(SOURCES / kind).iterdir()]
     if kind == "nginx":
         source = nginx_source()
         files += [source / "conf_flags", source / "src/core/nginx.h"]
