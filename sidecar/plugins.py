@@ -173,7 +173,28 @@ def make_envoy(work: Path, core: Path, sanitize: bool) -> Path:
 
 
 def make_nginx(work: Path, core: Path, sanitize: bool) -> Path:
-    raise PluginError("not yet")
+    """By NGINX's own build, so that the module's signature is the binary's; in a tree of links, since its configure
+    writes to where it stands and the source may be read-only."""
+    source, tree, objects = nginx_source(), work / "nginx", work / "nginx" / "objs"
+    tree.mkdir()
+    for name in ("auto", "configure", "src"):
+        (tree / name).symlink_to(source / name)
+    shutil.copytree(SOURCES / "nginx", work / "module")
+    sanitizers = SANITIZE if sanitize else ()
+    cflags = ["-O2", "-fPIC", "-fstack-protector-strong", "-ffunction-sections", "-fdata-sections", *sanitizers]
+    options = [
+        f"--with-cc={compiler()}",
+        f"--with-cc-opt={' '.join(cflags)}",
+        f"--with-ld-opt={' '.join(['-fPIC', *sanitizers])}",
+        f"--builddir={objects}",
+        f"--add-dynamic-module={work / 'module'}",
+    ]
+    env = {"OUTRIDER_CORE": str(core), "OUTRIDER_INCLUDE": str(SOURCES)}
+    # conf_flags is a bash array; the module's options come last, as they do in the distribution's own builds
+    script = '. "$1/conf_flags" && shift && exec ./configure "${NGX_CONF_FLAGS[@]}" "$@"'
+    run(["bash", "-c", script, "configure", str(source), *options], tree, env)
+    run(["make", "-f", str(objects / "Makefile"), "modules"], tree, env)
+    return objects / NAMES["nginx"]
 
 
 def check_symbols(library: Path, sanitize: bool = False) -> None:
