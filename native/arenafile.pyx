@@ -69,12 +69,14 @@ cdef class ArenaFile:
         memset(&self.arena, 0, sizeof(Arena))
 
     @staticmethod
-    def create(path, clients=65536, events=4096, blocklist=65536, counter_slots=16, key=None, reserve=False):
+    def create(path, clients=65536, events=4096, blocklist=65536, counter_slots=16, key=None, reserve=False,
+               mode=0o600, gid=None):
         """Make a new arena file (replacing whatever stands at the path in one step) and map it.
 
         clients, events and blocklist are rounded up to powers of two. key: 16 bytes for the keyed
         hashes of addresses and principals, random where None. reserve: take all of the memory now, so that a
-        tmpfs that fills up later can't kill whoever touches a page for the first time. Raises ArenaError."""
+        tmpfs that fills up later can't kill whoever touches a page for the first time. mode, gid: of the file; group
+        None leaves that of the process. Raises ArenaError, and OSError where the group can't be given."""
         cdef ArenaHeader header
         cdef uint64_t total
         cdef bytes k = secrets.token_bytes(16) if key is None else bytes(key)
@@ -120,6 +122,9 @@ cdef class ArenaFile:
                     raise ArenaError(f"{path}: cannot reserve {total >> 20} MiB: {error.strerror} (lower "
                                      "arena.clients, or give the volume more memory)") from error
             os.pwrite(fd, (<char *>&header)[:sizeof(header)], 0)
+            if gid is not None:
+                os.fchown(fd, -1, gid)
+            os.fchmod(fd, mode)                   # whatever the umask says
             self = ArenaFile._map(fresh, path)
             events_init(&(<ArenaFile>self).arena)
             os.rename(fresh, path)

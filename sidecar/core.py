@@ -8,11 +8,13 @@ import glob
 import hashlib
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from native.arenafile import ArenaFile
 from native.engine import ArenaError, Engine, ModelError, Models
+from sidecar import sharing
 from sidecar.memory import memory_folder
 from sidecar.policy import compile_policy
 
@@ -41,12 +43,25 @@ def hash_key(settings: Settings) -> bytes | None:
 
 
 class Core:
-    """Arena, policy and models. `engine()` makes one Engine per thread."""
+    """Arena, policy and models. `engine()` makes one Engine per thread.
 
-    def __init__(self, settings: Settings, arena: ArenaFile, models: Models, lock_fd: int | None = None) -> None:
+    place: where others find the arena; None for a private core, which shares nothing."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        arena: ArenaFile,
+        models: Models,
+        lock_fd: int | None = None,
+        place: sharing.ArenaPlace | None = None,
+    ) -> None:
         self.settings = settings
         self.arena = arena
         self.models = models
+        self.place = place
+        self.group = settings.arena.group         # as opened: a new one takes a restart
+        self.models_published = False
+        self._publishing = threading.Lock()       # loading and trying again are different threads' work
         self._lock_fd = lock_fd
         # nobody waits on a private core: results must not depend on how busy the machine is
         self._unhurried = lock_fd is None
@@ -74,10 +89,32 @@ class Core:
         cache = Path(self.settings.models.cache) if self.settings.models.cache else default_cache()
         runtime = prepare_runtime(bundle, cache)
         self.models.load(runtime)
-        self.arena.publish_models(runtime, self.models.generation)
         logger.info("models loaded", extra={"bundle": str(bundle_path(self.settings)), "runtime": str(runtime)})
+        self.publish_models()
+
+    def publish_models(self) -> None:
+        """Put the models in use beside the arena, for proxies' plugins. Where that fails it is said and the sidecar
+        serves on: it has its own."""
+        if self.place is None:
+            return
+        with self._publishing:
+            try:
+                relative = sharing.publish(Path(self.models.folder), self.place.path, sharing.group_id(self.group))
+                self.arena.publish_models(relative, self.models.generation)
+            except (sharing.ShareError, KeyError, ValueError) as error:
+                self.models_published = False
+                logger.error(
+                    "the models can't be shared with proxies: those attached keep what they have, new ones decide by "
+                    "lists and detectors only",
+                    extra={"why": str(error)},
+                )
+                return
+            self.models_published = True
+            sharing.prune(self.place.path, relative)
 
     def close(self) -> None:
+        if self.place is not None:
+            self.place.close()
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
@@ -93,10 +130,17 @@ def open_arena(settings: Settings) -> ArenaFile:
     path = Path(settings.arena.path)
     key = hash_key(settings)
     wanted = settings.arena
+    try:
+        gid = sharing.group_id(wanted.group)
+    except KeyError:
+        raise ArenaError(
+            f"arena.group: there is no group {wanted.group} on this machine (create it, or give its number)"
+        ) from None
     # we hold the lock: whoever was making an arena here was killed at it, and memory is dear
     for left in path.parent.glob(f"{glob.escape(path.name)}.*.new"):
         with contextlib.suppress(OSError):
             left.unlink()
+    sharing.prune(path)
     if path.exists():
         try:
             arena = ArenaFile.open(path)
@@ -112,9 +156,35 @@ def open_arena(settings: Settings) -> ArenaFile:
                 wanted.blocklist,
             )
             if fits and (key is None or arena.key == key):
+                try:
+                    sharing.give_arena(path, gid)
+                except OSError as error:
+                    raise ArenaError(not_given(path, wanted.group, error)) from error
                 return arena
             logger.warning("the arena is replaced: its sizes or its key differ from the settings")
-    return ArenaFile.create(path, wanted.clients, wanted.events, wanted.blocklist, key=key, reserve=True)
+    try:
+        return ArenaFile.create(
+            path,
+            wanted.clients,
+            wanted.events,
+            wanted.blocklist,
+            key=key,
+            reserve=True,
+            mode=sharing.arena_mode(gid),
+            gid=gid,
+        )
+    except PermissionError as error:
+        raise ArenaError(not_given(path, wanted.group, error)) from error
+
+
+def not_given(path: Path, group: int | str | None, error: OSError) -> str:
+    """Why the arena's group or mode can't be set, in words."""
+    if group is None:
+        return f"{path}: its mode can't be set to 0600: {error.strerror} (remove it, or run as the user that made it)"
+    return (
+        f"arena.group: {path} can't be given to group {group}: {error.strerror} (run Outrider as a member of that "
+        "group: usermod -aG, or supplementalGroups in a pod)"
+    )
 
 
 def open_core(settings: Settings, *, private: bool = False, load_models: bool = True) -> Core:
@@ -123,6 +193,7 @@ def open_core(settings: Settings, *, private: bool = False, load_models: bool = 
     private: an arena of its own that nobody else sees (training, replay, scoring files); else the shared
     one at arena.path, owned by one sidecar at a time (ArenaBusy). Raises ArenaError, BundleError, ModelError."""
     lock_fd: int | None = None
+    place: sharing.ArenaPlace | None = None
     if private:
         # a sparse file: twice the entries' size is ample for all regions
         folder = memory_folder(settings.arena.clients * 2048)
@@ -148,10 +219,11 @@ def open_core(settings: Settings, *, private: bool = False, load_models: bool = 
             ) from None
         try:
             arena = open_arena(settings)
+            place = sharing.ArenaPlace(Path(settings.arena.path), arena.bytes)
         except BaseException:
             os.close(lock_fd)
             raise
-    core = Core(settings, arena, Models(), lock_fd)
+    core = Core(settings, arena, Models(), lock_fd, place)
     if load_models:
         try:
             core.load_models()

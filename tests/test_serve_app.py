@@ -48,6 +48,7 @@ class FakeArena:
 class FakeCore:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.arena = settings, FakeArena()
+        self.place, self.models_published = None, True
         self.reloaded: list[Settings] = []
         self.loads = 0
         self.fail_with: Exception | None = None

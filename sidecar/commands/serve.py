@@ -31,7 +31,8 @@ def command(path: Path) -> None:
     kill -HUP <pid>                      read the configuration again
 
     Exit status: 0 stopped as told; 2 wrong configuration; 3 an address, file or memory isn't to be
-    had; 4 the model bundle is refused.
+    had; 4 the model bundle is refused; 5 somebody cut the arena's file short while it was in use
+    (start again: a new one is made).
     """
     from sidecar.serve import logs
     from sidecar.serve.app import Application, read_settings

@@ -16,6 +16,7 @@ from pathlib import Path as FilesystemPath
 from sidecar.config.problems import Path, dotted
 from sidecar.config.settings import Route, Settings, Thresholds
 from sidecar.config.types import Network, parse_address
+from sidecar.sharing import group_id
 from sidecar.units import format_size, shown
 
 ORDER = ("tag", "throttle", "challenge", "block")
@@ -49,7 +50,7 @@ def between(settings: Settings) -> Iterator[Finding]:
 
 def environment(settings: Settings) -> Iterator[Finding]:
     """What the machine lacks: folders, permissions, the key file, the bundle."""
-    for check in (_socket_folder, _arena_folder, _key_file, _tls_files, _models, _log_folder):
+    for check in (_socket_folder, _arena_folder, _arena_group, _key_file, _tls_files, _models, _log_folder):
         yield from check(settings)
 
 
@@ -324,6 +325,17 @@ def _socket_folder(settings: Settings) -> Iterator[Finding]:
 
 def _arena_folder(settings: Settings) -> Iterator[Finding]:
     yield from _folder(("arena", "path"), settings.arena.path, "the arena")
+
+
+def _arena_group(settings: Settings) -> Iterator[Finding]:
+    try:
+        group_id(settings.arena.group)
+    except KeyError:
+        yield Finding(
+            (("arena", "group"),),
+            f"there is no group {shown(str(settings.arena.group))} on this machine",
+            "create it, or give the number that the proxy's user has",
+        )
 
 
 def _key_file(settings: Settings) -> Iterator[Finding]:

@@ -37,6 +37,7 @@ from sidecar.config.types import (
     CookieName,
     Duration,
     FilePath,
+    Group,
     HeaderName,
     Integer,
     LogTarget,
@@ -101,9 +102,20 @@ class Arena(Section):
         "/dev/shm/outrider.arena",
         json_schema_extra=RESTART,
         description=(
-            "Where the file is; on a memory file system (tmpfs; in a pod a volume with medium: Memory)."
+            "Where the file is; on a memory file system (tmpfs; in a pod a volume with medium: Memory). Beside it, in "
+            "PATH.models, lie the models for plugins in proxies: share the folder with them, under whatever path."
         ),
         examples=["/run/outrider/arena"],
+    )
+    group: Group | None = Field(
+        None,
+        json_schema_extra=RESTART,
+        description=(
+            "Group (name or number) that may open the file, for plugins in proxies that run as another user: mode 0660, "
+            "the models beside it 0640. Outrider must be in it. null: Outrider's user only. Whoever may open the file "
+            "can change every decision: take a group of the proxies only."
+        ),
+        examples=["www-data", 101],
     )
     clients: PowerOfTwo = Field(
         65536,

@@ -257,6 +257,38 @@ def _check_pattern(value: str) -> str:
     return value
 
 
+_GROUP = r"^[A-Za-z_][A-Za-z0-9_.-]{0,31}$"
+GID_MAX = 2**32 - 2  # the last number means "none" to the system
+
+
+def _check_group(value: object) -> int | str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 0 <= value <= GID_MAX:
+            raise refused(f"{value} is not the number of a group", f"use 0 to {GID_MAX}")
+        return value
+    if not isinstance(value, str):
+        raise refused(f"{units.shown(value)} is not a group", "write its name, as www-data, or its number")
+    return _matches(_GROUP, "the name of a group", "write its name, as www-data, or its bare number")(value)
+
+
+class _GroupType:
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(_check_group)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {
+            "type": ["string", "integer"],
+            "pattern": _GROUP,
+            "minimum": 0,
+            "maximum": GID_MAX,
+            "x-kind": "group name, number",
+        }
+
+
+Group = Annotated[int | str, _GroupType()]
+
 PathPattern = Annotated[
     str,
     Strict(),

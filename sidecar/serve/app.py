@@ -25,6 +25,7 @@ from sidecar.config.listen import Listen
 from sidecar.config.watch import ConfigWatcher
 from sidecar.serve import addresses, logs, sheds
 from sidecar.serve.admin import AdminServer
+from sidecar.serve.arena_watch import ArenaWatch
 from sidecar.serve.decisions import DecisionLog, Plan
 from sidecar.serve.errors import EXIT_CONFIG, EXIT_MODELS, StartupError
 from sidecar.serve.metrics import Outrider, Tally, make_registry
@@ -83,6 +84,7 @@ class Application:
         self.transport: Transport | None = None
         self.decisions: DecisionLog | None = None
         self.admin: AdminServer | None = None
+        self.arena_watch: ArenaWatch | None = None
         self.last_reload_fine = True
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -125,6 +127,7 @@ class Application:
                 addresses.parse(self.settings.admin.address), registry, self.health, self.ready
             )
         self.core = await asyncio.to_thread(open_core, self.settings)
+        self.arena_watch = ArenaWatch(self.core)
         self.decisions = DecisionLog(self.core.arena, self.plan(), self.tally, sentence())
         self.decisions.start()
         self.transport = make_transport(self.core, self.settings)
@@ -138,6 +141,7 @@ class Application:
         self.spawn(self.heartbeat())
         self.spawn(self.watcher.run())
         self.spawn(self.watch_models())
+        self.spawn(self.arena_watch.run())
         self.spawn(sheds.watch(self._routes))
         self.serving = True
         log.info(
@@ -334,6 +338,14 @@ class Application:
                 float(self.last_reload_fine),
             ),
             "start_time_seconds": ("When this process started, unix seconds.", self.started),
+            "arena_present": (
+                "0 while the arena's file is not where proxies look for it.",
+                float(self.arena_watch.present if self.arena_watch else False),
+            ),
+            "models_published": (
+                "0 while the models in use don't lie beside the arena for proxies.",
+                float(core.models_published if core else False),
+            ),
             "clients_limit": ("Client entries that the arena has room for.", self.settings.arena.clients),
             "clients": ("Client entries in use.", core.arena.known_clients() if core else 0),
         }

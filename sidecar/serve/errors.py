@@ -5,6 +5,7 @@ from __future__ import annotations
 EXIT_CONFIG = 2  # the configuration is wrong (also click's status for wrong usage)
 EXIT_RESOURCE = 3  # an address, folder, file or memory that is needed isn't to be had
 EXIT_MODELS = 4  # the model bundle is refused
+EXIT_ARENA = 5  # the arena was cut short while serving
 
 
 class StartupError(Exception):
