@@ -173,28 +173,26 @@ def make_envoy(work: Path, core: Path, sanitize: bool) -> Path:
 
 
 def make_nginx(work: Path, core: Path, sanitize: bool) -> Path:
-    """By NGINX's own build, so that the module's signature is the binary's; in a tree of links, since its configure
-    writes to where it stands and the source may be read-only."""
-    source, tree, objects = nginx_source(), work / "nginx", work / "nginx" / "objs"
+    """NGINX's own build for modules outside its tree. A module fits the very version and options it was made for, so
+    the flags are those of the installed package."""
+    if any(c.isspace() for c in str(work)):
+        raise PluginError(f"NGINX's build can't take paths with spaces: set XDG_CACHE_HOME (now {work.parent})")
+    source, tree, addon = nginx_source(), work / "tree", work / "addon"
+    # the build writes where it stands, which the package's folder may not allow
     tree.mkdir()
     for name in ("auto", "configure", "src"):
         (tree / name).symlink_to(source / name)
-    shutil.copytree(SOURCES / "nginx", work / "module")
-    sanitizers = SANITIZE if sanitize else ()
-    cflags = ["-O2", "-fPIC", "-fstack-protector-strong", "-ffunction-sections", "-fdata-sections", *sanitizers]
-    options = [
-        f"--with-cc={compiler()}",
-        f"--with-cc-opt={' '.join(cflags)}",
-        f"--with-ld-opt={' '.join(['-fPIC', *sanitizers])}",
-        f"--builddir={objects}",
-        f"--add-dynamic-module={work / 'module'}",
-    ]
-    env = {"OUTRIDER_CORE": str(core), "OUTRIDER_INCLUDE": str(SOURCES)}
-    # conf_flags is a bash array; the module's options come last, as they do in the distribution's own builds
-    script = '. "$1/conf_flags" && shift && exec ./configure "${NGX_CONF_FLAGS[@]}" "$@"'
-    run(["bash", "-c", script, "configure", str(source), *options], tree, env)
-    run(["make", "-f", str(objects / "Makefile"), "modules"], tree, env)
-    return objects / NAMES["nginx"]
+    shutil.copytree(SOURCES / "nginx", addon)
+    # NGINX looks its symbols up by name: exports.map hides the others
+    flags = [flag for flag in CFLAGS if "visibility" not in flag] + ["-D_GNU_SOURCE", *(SANITIZE if sanitize else ())]
+    link = ["-Wl,-z,nodelete", *(SANITIZE if sanitize else ())]
+    script = (
+        f'. "$1/conf_flags" && ./configure --with-cc-opt="$2" --with-ld-opt="$3" "${{NGX_CONF_FLAGS[@]}}" '
+        f'--add-dynamic-module="$4" --builddir="$5" && {shutil.which("make") or "make"} -f "$5/Makefile" modules'
+    )
+    line = ["bash", "-c", script, "build", str(source), " ".join(flags), " ".join(link), str(addon), str(work / "objs")]
+    run(line, tree, {"OUTRIDER_CORE": str(core), "OUTRIDER_INCLUDE": str(SOURCES), "CC": compiler()})
+    return work / "objs" / NAMES["nginx"]
 
 
 def check_symbols(library: Path, sanitize: bool = False) -> None:
@@ -206,3 +204,6 @@ def check_symbols(library: Path, sanitize: bool = False) -> None:
     wanted = [word for line in done.stdout.splitlines() for word in line.split()[-1:] if word.lstrip("_").startswith("Py")]
     if done.returncode or wanted:
         raise PluginError(f"{library.name} would need Python: {', '.join(wanted) or done.stderr}")
+    done = subprocess.run([nm, "-D", "--defined-only", str(library)], capture_output=True, text=True, check=False)
+    if not done.stdout.strip():
+        raise PluginError(f"{library.name} exports nothing: the proxy would find no hooks")
