@@ -9,11 +9,7 @@ int outrider_is_undecided(const outrider_context *ctx) {
 
 /* With the request's pool: after its log phase. */
 static void forget(void *data) {
-    outrider_context *ctx = data;
-    if (outrider_is_undecided(ctx)) {
-        or_body_end(ctx->request, 1);
-    }
-    or_close(ctx->request);
+    or_close(((outrider_context *)data)->request);
 }
 
 outrider_context *outrider_context_of(ngx_http_request_t *r) {
