@@ -36,7 +36,8 @@ CFLAGS = (
 )
 # the library stays when a proxy lets go of it: its threads and its fault handler may still be in it
 LDFLAGS = ("-Wl,--gc-sections", "-Wl,-z,relro,-z,now,-z,noexecstack,-z,nodelete", "-lm")
-SANITIZE = ("-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g")
+# without a register of globals, which would keep alive what the linker is to leave out
+SANITIZE = ("-fsanitize=address,undefined", "--param", "asan-globals=0", "-fno-omit-frame-pointer", "-g")
 COMMAND_TIMEOUT_S = 600
 
 

@@ -91,6 +91,15 @@ class NginxStack:
         return ["-p", str(self.folder), "-c", str(self.config), "-e", str(self.error_log)]
 
     @property
+    def port(self) -> int:
+        """Where requests go in."""
+        return self.ports["nginx"]
+
+    @property
+    def proxy(self) -> Child:
+        return self.nginx
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.ports['nginx']}"
 
