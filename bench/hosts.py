@@ -278,6 +278,11 @@ class Host:
         """The processes whose CPU is the proxy's."""
         return [self.proxy.pid]
 
+    def handled(self) -> int | None:
+        """Requests that the proxy has taken up so far, those whose client went away included; None where it doesn't
+        tell without work of its own."""
+        return None
+
     def pids(self) -> list[int]:
         started = self.proxy_pids() if self.proxy.process is not None else []
         return [*started, *([self.sidecar.pid] if self.sidecar is not None and self.sidecar.process else [])]
