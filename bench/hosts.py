@@ -1,5 +1,5 @@
-"""What is measured, started on loopback: an upstream, and hosts, each a proxy with what stands behind it. Here: what all
-hosts have, and those of Envoy; those of NGINX are in nginx_hosts, and rig starts and ends all.
+"""What is measured, started on loopback: an upstream, and hosts, each a proxy with what stands behind it. Here: what
+all hosts have, and those of Envoy; those of NGINX are in nginx_hosts, and rig starts and ends all.
 
 * The **upstream** is an Envoy that answers from its configuration, once it has the whole body: a real hop over TCP
   that is never the bottleneck.

@@ -25,7 +25,6 @@ from typing import Any
 
 from bench import measure
 from bench.hosts import Host, HostError, plugin
-from sidecar.demo.envoy import DemoError
 from sidecar.demo.supervisor import Child, answers, free_port, wait_until
 
 MODULE_PLACES = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules")
@@ -280,8 +279,8 @@ http {{
         return {
             "peer": (
                 f"{modsecurity_version()} with OWASP CRS {crs_version()}{f' ({rules[1]} rules)' if rules else ''}: "
-                "paranoia level 1, default thresholds, refusing; request bodies read (JSON parsed), response bodies not; "
-                "no audit log, error log from crit on"
+                "paranoia level 1, default thresholds, refusing; request bodies read (JSON parsed), response bodies "
+                "not; no audit log, error log from crit on"
             )
         }
 

@@ -31,6 +31,7 @@ OPEN_RATE_MIN = 20.0
 OTHERS_MAX = 0.05  # cores
 WARM_UP, WARM_UP_TIMEOUT_S = 1000, 60.0  # requests per host and case
 WARM_UP_S, WARM_UP_CONNECTIONS = 1, 4  # where they can't be counted
+SLICE_TURNS, SLICE_S_MAX = 4, 10  # a slice lasts until each connection can have had so many answers, within reason
 SETTLE_S, SETTLE_STEP_S, SETTLED_SHARE = 10.0, 0.02, 0.1  # idle: a tenth of a core
 KEPT_UP = 0.95  # of the rate asked for
 
@@ -238,7 +239,7 @@ def facts(plan: Plan, hosts: Sequence[Host] = ()) -> dict[str, str]:
         "load": f"wrk {tools['wrk']} (closed loop), h2load {tools['h2load']} (open loop)",
         "method": (
             f"{plan.rounds} round{'s' if plan.rounds > 1 else ''}, slices of {plan.duration_s} s (half of it at "
-            "constant rates), hosts alternating; medians over rounds; "
+            f"constant rates, up to {SLICE_S_MAX} s for a host that is slow), hosts alternating; medians over rounds; "
             f"each proxy with {plan.workers} worker{'s' if plan.workers > 1 else ''}; everything on one machine"
             + ("; NGINX in the closed loop only, as h2load sends all of a run in one client's name" * closed_only)
         ),
@@ -252,15 +253,17 @@ def measure_all(rig: Rig, plan: Plan, say: Say) -> Run:
     run.proxies = {host.name: host.version() for host in rig.hosts}
     threads = max(1, (os.cpu_count() or 1) // 4)
     say("warming up")
+    pace: dict[tuple[str, str], float] = {}  # answers per second while warming up
     for host in rig.hosts:
         for case in plan.cases:
             if host.opens:
                 load.counted(*inputs.opened(case, host.url, 0), WARM_UP, min(plan.connections), WARM_UP_TIMEOUT_S)
             else:
-                load.closed(host.url, inputs.raw(case, addressed=True), WARM_UP_CONNECTIONS, WARM_UP_S)
+                done = load.closed(host.url, inputs.raw(case, addressed=True), WARM_UP_CONNECTIONS, WARM_UP_S)
+                pace[host.name, case] = done.rps
                 settle(host)
     if plan.closed or not plan.rates:
-        closed_rounds(rig, plan, inputs, run, threads, say)
+        closed_rounds(rig, plan, inputs, run, threads, pace, say)
     if plan.opened and any(host.opens for host in rig.hosts):
         open_rounds(rig, plan, inputs, run, say)
     others = statistics.median(s.others for slices in run.slices.values() for s in slices)
@@ -272,20 +275,27 @@ def measure_all(rig: Rig, plan: Plan, say: Say) -> Run:
     return run
 
 
-def closed_rounds(rig: Rig, plan: Plan, inputs: Inputs, run: Run, threads: int, say: Say) -> None:
+def slice_s(plan: Plan, connections: int, rps: float) -> int:
+    """The plan's, or what a host that answers so many requests per second needs."""
+    needed = math.ceil(SLICE_TURNS * connections / rps) if rps > 0 else SLICE_S_MAX
+    return max(plan.duration_s, min(SLICE_S_MAX, needed))
+
+
+def closed_rounds(
+    rig: Rig, plan: Plan, inputs: Inputs, run: Run, threads: int, pace: dict[tuple[str, str], float], say: Say
+) -> None:
     for turn in range(plan.rounds):
         for case in plan.cases:
             for connections in plan.connections:
                 say(f"ceiling: round {turn + 1} of {plan.rounds}, {traffic.TITLES[case]}, {connections} connections")
                 for host in order(rig.hosts, turn):
-                    done = take(
-                        host,
-                        rig.pids(),
-                        lambda h=host, c=case, n=connections: load.closed(  # type: ignore[misc]
-                            h.url, inputs.raw(c, addressed=is_nginx(h.name)), n, plan.duration_s, threads
-                        ),
-                    )
-                    run.slices["closed", host.name, case, connections].append(done)
+
+                    def work(host: Host = host, case: str = case, connections: int = connections) -> Sample:
+                        sent = inputs.raw(case, addressed=is_nginx(host.name))
+                        lasts_s = slice_s(plan, connections, pace.get((host.name, case), math.inf))
+                        return load.closed(host.url, sent, connections, lasts_s, threads)
+
+                    run.slices["closed", host.name, case, connections].append(take(host, rig.pids(), work))
 
 
 def order(hosts: Sequence[Host], turn: int) -> list[Host]:

@@ -83,9 +83,8 @@ def case_section(case: str, rows: Sequence[Row]) -> str:
             found = [row for row in closed if (row["connections"], row["base"]) == (connections, base)]
             figures += ceiling_figures(found, connections, PROXIES[base])
     for base in dict.fromkeys(row["base"] for row in rows):
-        figures += throughput_figures(
-            [row for row in closed if row["base"] == base], [row for row in opened if row["base"] == base], PROXIES[base]
-        )
+        ours, theirs = ([row for row in of if row["base"] == base] for of in (closed, opened))
+        figures += throughput_figures(ours, theirs, PROXIES[base])
     figures += rate_figures(opened)
     return (
         f"<h2>{escape(traffic.TITLES.get(case, case))}</h2>"
@@ -131,7 +130,7 @@ def ceiling_figures(rows: Sequence[Row], connections: int, proxy: str) -> list[s
             f"Closed loop: each connection asks again as soon as it was answered. Share of bare {proxy}.",
             svg.bars(rate_bars, "throughput by host"),
         )
-        + part("CPU per request", f"{proxy}, and lighter beside it the sidecar.", svg.bars(cpu_bars, "CPU time by host"))
+        + part("CPU per request", f"{proxy}, and lighter beside it the sidecar.", svg.bars(cpu_bars, "CPU by host"))
         + "</figure>",
         figure(
             f"{proxy}: latency at the ceiling, {connections} connections",
@@ -168,7 +167,8 @@ def throughput_figures(closed: Sequence[Row], opened: Sequence[Row], proxy: str)
             tips = [f"{NAMES.get(host, host)}, {r[key]:,.0f} {axis}: {r['rps']:,.0f} answered/s" for r in found]
             lines.append(Line(NAMES.get(host, host), host, [(r[key], r["rps"] / 1000) for r in found], tips=tips))
         ticks = [(level, f"{level:,.0f}") for level in svg.linear_ticks(levels[-1])]
-        out.append(figure(f"{proxy}: {title.lower()}", caption, svg.chart(lines, ticks, (0.0, levels[-1]), axis, title.lower(), "k/s")))
+        title = f"{proxy}: {title.lower()}"
+        out.append(figure(title, caption, svg.chart(lines, ticks, (0.0, levels[-1]), axis, title, "k/s")))
     return out
 
 
@@ -264,11 +264,11 @@ def method(facts: Mapping[str, str], compared: bool) -> str:
     listed = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
     hosts = "".join(f'<dt class="name h-{k}">{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in HOSTS.items())
     how = (
-        "The upstream is an Envoy that answers at once, the same for all. Hosts of Envoy have the same configuration but "
-        "for what asks: nothing, the ext_proc filter or Outrider's, in the same place; the empty server and Outrider are "
-        "asked for the same messages and bodies. Hosts of NGINX too have the same configuration but for what asks, and "
-        "get the very same requests. Outrider runs all detectors and models on every request, and skips nothing; asked "
-        "by auth_request it sees no bodies. CPU that is added: of proxy and sidecar, less the proxy's alone. "
+        "The upstream is an Envoy that answers at once, the same for all. Hosts of Envoy have the same configuration "
+        "but for what asks: nothing, the ext_proc filter or Outrider's, in the same place; the empty server and "
+        "Outrider are asked for the same messages and bodies. Hosts of NGINX too have the same configuration but for "
+        "what asks, and get the very same requests. Outrider runs all detectors and models on every request, and "
+        "skips nothing; asked by auth_request it sees no bodies. CPU that is added: of proxy and sidecar, less the proxy's alone. "
         "Percentiles are medians over rounds of each round's; late starts of the load generator beyond "
         f"{load.LATE_US // 1000} ms count as waiting."
     )

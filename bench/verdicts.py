@@ -44,7 +44,7 @@ def verdicts(run: Run) -> list[Verdict]:
             elif row["host"] in OUTRIDER:
                 out += inside(row, where)
             if row["host"] == "nginx_plugin":
-                out += against_peer(run, rows, row, key, where)
+                out += against_peer(rows, row, where)
     out += [
         capacity(host, case, rows)
         for case in run.plan.cases
@@ -100,13 +100,15 @@ def inside(row: Row, where: str) -> list[Verdict]:
             goals.append(f"at most x{PLUGIN_P50[host]:.2f}")
             good = good and slower <= PLUGIN_P50[host]
     goal = f" (goal: {', '.join(goals)})" if goals else ""
-    return [Verdict(f"{where}: {HOSTS[host]} does {share:.0%} of {HOSTS[row['base']]}'s throughput, with x{slower:.2f} of its p50{goal}.", good)]
+    whose = HOSTS[row["base"]]
+    text = f"{where}: {HOSTS[host]} does {share:.0%} of {whose}'s throughput, with x{slower:.2f} of its p50{goal}."
+    return [Verdict(text, good)]
 
 
-def against_peer(run: Run, rows: Sequence[Row], row: Row, key: Key, where: str) -> list[Verdict]:
+def against_peer(rows: Sequence[Row], row: Row, where: str) -> list[Verdict]:
     """Outrider's CPU per request beside the peer's: what each adds to NGINX, and the whole of it."""
-    peers = [r for r in rows if (r["mode"], r["host"], r["case"], r["connections"])
-             == ("closed", "nginx_modsecurity", row["case"], row["connections"])]
+    wanted = ("closed", "nginx_modsecurity", row["case"], row["connections"])
+    peers = [r for r in rows if (r["mode"], r["host"], r["case"], r["connections"]) == wanted]
     if not peers:
         return []
     out = []
@@ -116,8 +118,8 @@ def against_peer(run: Run, rows: Sequence[Row], row: Row, key: Key, where: str) 
         times = f"1/{theirs / added:.0f} of it" if added > CPU_NOISE_US else "less than can be measured"
         out.append(
             Verdict(
-                f"{where}: ModSecurity with the CRS adds {theirs:,.0f} us of CPU per request to NGINX, Outrider inside it "
-                f"{added:.1f} us (sidecar included): {times} (goal: at most 1/{PEER_TIMES:.0f}).",
+                f"{where}: ModSecurity with the CRS adds {theirs:,.0f} us of CPU per request to NGINX, Outrider inside "
+                f"it {added:.1f} us (sidecar included): {times} (goal: at most 1/{PEER_TIMES:.0f}).",
                 added * PEER_TIMES <= theirs,
             )
         )
@@ -173,7 +175,8 @@ def complaints(rows: Sequence[Row]) -> list[Verdict]:
         strange = row["non2xx"] - row["refused"]
         if strange > 0 and row["host"] == "nginx_modsecurity":
             share = strange / max(1, row["requests"])
-            out.append(Verdict(f"{where}: ModSecurity refused {strange:,} of the benign requests ({share:.1%}).", False))
+            text = f"{where}: ModSecurity refused {strange:,} of the benign requests ({share:.1%})."
+            out.append(Verdict(text, False))
         elif strange > 0:
             out.append(Verdict(f"{where}: {strange:,} answers were neither 2xx nor a decision.", False))
         if row["mode"] == "closed" and row["rps_low"] > 0 and row["rps_high"] / row["rps_low"] > SPREAD_MAX:
