@@ -215,7 +215,7 @@ http {{
             said = self.start_log.read_text(errors="replace") if self.start_log.exists() else ""
             raise HostError(f"NGINX refuses its configuration:\n{(said + done.stderr)[-2000:]}")
         self.proxy.start()
-        wait_until(lambda: answers(self.url + "/"), "it answered", [self.proxy])
+        wait_until(lambda: answers(f"http://127.0.0.1:{self.status_port}/"), "it answered", [self.proxy])
         self.workers_started = set(measure.children(self.proxy.pid))
         if self.name == "nginx_modsecurity":
             self.check_that_it_refuses()
@@ -290,13 +290,15 @@ http {{
 
     def dead(self) -> Child | None:
         """NGINX too where a worker has ended: the master replaces it, and what it used would be lost to the account."""
-        now = set(measure.children(self.proxy.pid)) if self.proxy.process is not None else set()
-        return super().dead() or (self.proxy if now != self.workers_started else None)
+        if super().dead() is not None or not self.workers_started:
+            return super().dead()
+        return self.proxy if set(measure.children(self.proxy.pid)) != self.workers_started else None
 
     def stop(self) -> None:
-        workers = measure.children(self.proxy.pid) if self.proxy.running() else []
+        now = measure.children(self.proxy.pid) if self.proxy.running() else []
         super().stop()
-        for pid in workers:  # a master that had to be killed leaves them behind, in the session that was made for it
+        # a master that was killed leaves its workers behind, in the session that was made for it
+        for pid in self.workers_started.union(now):
             with contextlib.suppress(ProcessLookupError):
                 if os.getsid(pid) == self.proxy.pid:
                     os.kill(pid, signal.SIGKILL)

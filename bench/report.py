@@ -268,8 +268,8 @@ def method(facts: Mapping[str, str], compared: bool) -> str:
         "but for what asks: nothing, the ext_proc filter or Outrider's, in the same place; the empty server and "
         "Outrider are asked for the same messages and bodies. Hosts of NGINX too have the same configuration but for "
         "what asks, and get the very same requests. Outrider runs all detectors and models on every request, and "
-        "skips nothing; asked by auth_request it sees no bodies. CPU that is added: of proxy and sidecar, less the proxy's alone. "
-        "Percentiles are medians over rounds of each round's; late starts of the load generator beyond "
+        "skips nothing; asked by auth_request it sees no bodies. CPU that is added: of proxy and sidecar, less the "
+        "proxy's alone. Percentiles are medians over rounds of each round's; late starts of the load generator beyond "
         f"{load.LATE_US // 1000} ms count as waiting."
     )
     rest = f"<dl>{hosts}</dl>" if compared else ""

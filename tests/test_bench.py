@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from bench import hosts, load, measure, proxy, report, show, svg, traffic
+from bench import hosts, load, measure, proxy, report, show, svg, traffic, verdicts
 from bench.hosts import Counts, HostError
 from bench.load import LoadError, Sample
 from bench.soak import Soak
+from bench.verdicts import Verdict
 from sidecar.cli import main
 from sidecar.demo.envoy import EnvoyPlan
 
 KEYS = {
-    "host", "proxy", "case", "connections", "workers", "rps", "rps_ratio", "p50_us", "p99_us", "cpu_us_proxy",
-    "cpu_us_sidecar", "non2xx",
+    "host", "base", "proxy", "case", "connections", "workers", "rps", "rps_ratio", "p50_us", "p50_ratio", "p99_us",
+    "cpu_us_proxy", "cpu_us_sidecar", "cpu_us_added", "non2xx",
 }  # fmt: skip
 
 H2LOAD = """starting benchmark...
@@ -58,7 +59,8 @@ def sample(rps: float = 1000.0, p99: float = 2000.0, **over: object) -> Sample:
 
 
 def a_slice(rps: float = 1000.0, p99: float = 2000.0, cpu: float = 20.0, **over: int) -> proxy.Slice:
-    return proxy.Slice(sample(rps, p99), 50.0, cpu, measure.Memory(40960, 30000, 9000), Counts(**over))
+    counts = Counts(**{"judged": int(rps), **over})
+    return proxy.Slice(sample(rps, p99), 50.0, cpu, measure.Memory(40960, 30000, 9000), counts)
 
 
 def a_run(**slices: list[proxy.Slice]) -> proxy.Run:
@@ -235,7 +237,7 @@ def test_requests_are_different_and_well_formed(case: str, tmp_path: Path) -> No
 
 def test_bare_configuration_differs_by_the_filter_alone(tmp_path: Path) -> None:
     plan = EnvoyPlan(1, 2, 3, tmp_path / "s", tmp_path / "log")
-    with_it, bare = hosts.proxy_config(plan, True), hosts.proxy_config(plan, False)
+    with_it, bare = hosts.proxy_config(plan), hosts.proxy_config(plan, "nobody")
     chain = hosts.filters(with_it)
     assert set(chain) - set(hosts.filters(bare)) == {hosts.EXT_PROC}
     assert [c["name"] for c in bare["static_resources"]["clusters"]] == ["api"]
@@ -300,12 +302,12 @@ def test_ratio_is_of_the_same_round() -> None:
 
 def test_verdict_against_the_floor_and_grpcio() -> None:
     fine = a_run(null_native=[a_slice(1000, 1000)], native=[a_slice(950, 1100)], grpcio=[a_slice(300, 4000, 400)])
-    said = {v.text: v.good for v in proxy.verdicts(fine)}
+    said = {v.text: v.good for v in verdicts.verdicts(fine)}
     assert any("95% of the empty server's" in text and good for text, good in said.items())
     assert any("3.2 times" in text and good for text, good in said.items())
     assert any("20 us of CPU" in text and good for text, good in said.items())
     poor = a_run(null_native=[a_slice(1000, 1000)], native=[a_slice(950, 1200, 30)], grpcio=[a_slice(500)])
-    assert [v.good for v in proxy.verdicts(poor)][:3] == [False, False, False]
+    assert [v.good for v in verdicts.verdicts(poor)][:3] == [False, False, False]
 
 
 @pytest.mark.parametrize(
@@ -313,21 +315,21 @@ def test_verdict_against_the_floor_and_grpcio() -> None:
     [({"refused": 3}, "3 requests were refused"), ({"unjudged": 2}, "unjudged"), ({"skipped": 5}, "5 stages")],
 )
 def test_what_spoils_figures_is_said(counts: dict[str, int], words: str) -> None:
-    said = proxy.verdicts(a_run(native=[a_slice(**counts)]))
+    said = verdicts.verdicts(a_run(native=[a_slice(**counts)]))
     assert any(words in v.text and v.good is False for v in said)
-    assert not any(words in v.text for v in proxy.verdicts(a_run(native=[a_slice()])))
+    assert not any(words in v.text for v in verdicts.verdicts(a_run(native=[a_slice()])))
 
 
 def test_an_unsteady_run_is_said_once() -> None:
     run = a_run(bare=[a_slice(2000), a_slice(1000)], native=[a_slice(1000), a_slice(500)])
-    said = [v for v in proxy.verdicts(run) if "varied" in v.text]
+    said = [v for v in verdicts.verdicts(run) if "varied" in v.text]
     assert [v.caution for v in said] == [True]
     assert "bare, get, 32 connections (1,000 to 2,000/s); native" in said[0].text
 
 
 def test_non2xx_that_is_no_decision_is_said() -> None:
     run = a_run(native=[replace(a_slice(refused=3), sample=sample(non2xx=5))])
-    assert any("2 answers were neither" in v.text for v in proxy.verdicts(run))
+    assert any("2 answers were neither" in v.text for v in verdicts.verdicts(run))
 
 
 def test_rates_come_from_the_floor_and_stop_beyond_a_hosts_ceiling() -> None:
@@ -397,7 +399,7 @@ def test_report_escapes_and_brings_everything_along() -> None:
         run.rows(),
         {"date": nasty, "proxy": nasty},
         {"grpcio": nasty},
-        [proxy.Verdict(nasty), proxy.Verdict(nasty, caution=True)],
+        [Verdict(nasty), Verdict(nasty, caution=True)],
         a_soak(),
     )
     assert "<script" not in page
@@ -417,7 +419,7 @@ def test_tables_show_each_host() -> None:
 
     run = a_run(bare=[a_slice(2000)], native=[a_slice(1000)])
     console = Console(width=130, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    show.report(console, run.rows(), run.facts, {"grpcio": "no such luck"}, proxy.verdicts(run))
+    show.report(console, run.rows(), run.facts, {"grpcio": "no such luck"}, verdicts.verdicts(run))
     show.soak_report(console, a_soak(39500), run.facts)
     text = console.export_text()
     assert "native" in text
@@ -469,6 +471,7 @@ def test_memory_of_this_process() -> None:
         (["--connections", "0"], "0"),
         (["--soak", "--host", "bare"], "--soak takes one host"),
         (["--soak", "--rate", "50"], "takes no --rate"),
+        (["--mode", "open", "--host", "nginx_bare"], "hosts of NGINX have a closed loop only (nginx_bare)"),
         (["--html", "/nowhere/at/all.html"], "there is no folder /nowhere/at"),
         (["nonsense"], "No such command"),
     ],
@@ -498,5 +501,5 @@ def test_a_benchmark_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_names_the_other_benchmarks() -> None:
     result = CliRunner().invoke(main, ["bench", "--help"])
     assert result.exit_code == 0
-    for name in ("pipeline", "models", "budgets", "--soak", "--html"):
+    for name in ("pipeline", "models", "budgets", "scaling", "--soak", "--html"):
         assert name in result.output

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from bench import hosts, load, proxy, traffic
-from bench.hosts import HostError, Rig
+from bench.hosts import EnvoyHost, HostError
+from bench.rig import Rig
 from sidecar.demo.envoy import DemoError, find_envoy
 from sidecar.demo.stack import envoy_stats
 from sidecar.demo.supervisor import wait_until
@@ -78,6 +79,7 @@ def test_the_floor_is_asked_for_the_same_messages_as_outrider(floor: Rig) -> Non
     """Three messages for a request with a body (headers, body, response headers), two for one without; each
     answered, no error, also with a body over many frames."""
     host = floor.hosts[1]
+    assert isinstance(host, EnvoyHost)
 
     def stats() -> dict[str, int]:
         found = envoy_stats(host.envoy_admin)
@@ -90,7 +92,7 @@ def test_the_floor_is_asked_for_the_same_messages_as_outrider(floor: Rig) -> Non
         before = stats()
         counts, _ = load.counted(*inputs.opened(case, host.url, 0), 300, 4, 30)
         assert counts["2xx"] == 300
-        wait_until(lambda: stats()["streams_closed"] == stats()["streams_started"], "streams ended", [host.envoy], 10)
+        wait_until(lambda: stats()["streams_closed"] == stats()["streams_started"], "streams ended", [host.proxy], 10)
         after = stats()
         change = {name: after[name] - before.get(name, 0) for name in after}
         assert change["streams_started"] == 300
@@ -116,7 +118,7 @@ def test_the_empty_server_survives_bad_peers(floor: Rig) -> None:
     assert host.dead() is None
 
 
-def run_bench(*line: str, cwd: Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def run_bench(*line: str, cwd: Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "sidecar.cli", "bench", *line]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=env, cwd=cwd, check=False)
@@ -129,6 +131,7 @@ def test_a_short_run_end_to_end(tmp_path: Path) -> None:
     rows = json.loads(done.stdout)
     measured = {row["host"] for row in rows}
     assert measured >= {"bare", "grpcio"}
+    assert not any(row["mode"] == "open" for row in rows if row["host"].startswith("nginx"))
     assert {(row["mode"], row["case"]) for row in rows if row["host"] == "bare"} == {
         (mode, case) for mode in ("closed", "open") for case in ("get", "post_1k")
     }
@@ -138,8 +141,9 @@ def test_a_short_run_end_to_end(tmp_path: Path) -> None:
         assert row["non2xx"] == row["refused"] == 0
         assert row["stages_skipped"] == 0
         assert row["cpu_us_proxy"] > 0
-        assert (row["cpu_us_sidecar"] > 0) is (row["host"] != "bare")
-        if row["host"] in ("native", "grpcio") and row["unjudged"] == 0:
+        assert (row["cpu_us_sidecar"] > 0) is (row["host"] == "null_native" or row["host"] in hosts.OUTRIDER)
+        assert row["base"] == ("nginx_bare" if row["host"].startswith("nginx") else "bare")
+        if row["host"] in hosts.OUTRIDER and row["unjudged"] == 0:
             assert row["judged"] >= row["requests"] - row["errors"]
     text = page.read_text()
     assert text.count("<svg") >= 6
@@ -171,6 +175,20 @@ def test_a_host_that_is_asked_for_and_cannot_be_had(monkeypatch: pytest.MonkeyPa
     assert port
 
 
+def descendants(pid: int) -> set[int]:
+    found = {pid}
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OUTRIDER_RUN_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "sidecar.cli", "bench", "--mode", "closed", "--case", "get", "--duration", "30"]
@@ -193,6 +211,8 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
         return found
 
     assert len(children()) >= 4  # upstream, Envoys, a sidecar, wrk
+    started = descendants(process.pid)  # NGINX's workers don't show where they belong
+    assert started >= set(children())
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -201,4 +221,5 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     while children() and time.monotonic() < gone_by:
         time.sleep(0.05)
     assert children() == {}
+    assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
     assert list(tmp_path.iterdir()) == []
