@@ -36,7 +36,7 @@ location /plain-first/ { outrider off; error_page 418 = @service; return 418; }
 location /mirrored/ { mirror /mirror; rewrite ^ /echo break; PROXIED }
 location = /mirror { internal; proxy_pass http://api/items; }
 location /asked/ { auth_request /auth; rewrite ^ /echo break; PROXIED }
-location = /auth { internal; proxy_pass http://api/items; proxy_pass_request_body off; proxy_set_header Content-Length ""; }
+location = /auth { internal; proxy_method GET; proxy_pass http://api/items; proxy_pass_request_body off; }
 location /static/ { root FOLDER; }
 location /guarded/ { auth_basic realm; auth_basic_user_file /dev/null; PROXIED }
 """.replace("PROXIED", PROXIED.replace("\n", " "))
@@ -61,7 +61,7 @@ def stack(make_stack: Callable[..., NginxStack]) -> Iterator[NginxStack]:
         lying = probe.getsockname()[1]
     made.http = HTTP.replace("LYING", str(lying))
     made.server = SERVER.replace("FOLDER", str(made.folder))
-    (made.folder / "static").mkdir()
+    (made.folder / "static" / "folder").mkdir(parents=True)
     (made.folder / "static" / "page.txt").write_text("a page of a folder\n" * 10)
     made.write_config()
     with made as running:
@@ -173,7 +173,7 @@ def test_the_connection_goes_on_after_a_refusal(stack: NginxStack) -> None:
 
 
 def test_pipelined_requests_are_answered_in_order(stack: NginxStack) -> None:
-    wanted = [(FRIEND, b""), (BLOCKED, b""), (BLOCKED, b"with a body"), (FRIEND, b"and another"), (BLOCKED, b""), (FRIEND, b"")]
+    wanted = [(FRIEND, b""), (BLOCKED, b""), (BLOCKED, b"a body"), (FRIEND, b"another"), (BLOCKED, b""), (FRIEND, b"")]
     data = b"".join(
         b"%s /echo HTTP/1.1\r\nhost: a\r\nx-forwarded-for: %s\r\ncontent-length: %d\r\n%s\r\n%s"
         % (
@@ -191,9 +191,8 @@ def test_pipelined_requests_are_answered_in_order(stack: NginxStack) -> None:
 
 
 def test_an_error_page_of_the_operators_comes_first(stack: NginxStack) -> None:
-    assert (ask(stack, "/named", BLOCKED).status, ask(stack, "/named", BLOCKED).body) == (403, b"the operator's\n") or (
-        ask(stack, "/named", BLOCKED).body == b"the operator's\n"
-    )
+    named = ask(stack, "/named", BLOCKED)
+    assert (named.status, named.body) == (403, b"the operator's\n")
     reply = ask(stack, "/page/x", BLOCKED)
     assert (reply.status, reply.body) == (403, b"a page of the operator's\n")
     moved = ask(stack, "/elsewhere/", BLOCKED)
@@ -266,7 +265,7 @@ def test_grpc_frames_end_with_the_headers(stack: NginxStack) -> None:
         ("/asked/x", 200),
         ("/static/page.txt", 200),
         ("/static/nothing", 404),
-        ("/static", 301),
+        ("/static/folder", 301),
         ("/guarded/", 401),
     ],
 )
@@ -278,13 +277,14 @@ def test_a_request_is_decided_once(stack: NginxStack, target: str, status: int, 
     assert reply.status == (405 if target == "/static/page.txt" and body else status)
     (record,) = tail.wait()
     assert record["action"] == "allow"
-    assert record["path"].split("?")[0] == target
+    assert record["path"] == target
     if reply.status == 200 and target != "/static/page.txt":
-        seen = json.loads(reply.body)["headers"]
-        assert int(seen["x-outrider-id"], 16) == int(str(record["id"]), 16) or len(seen["x-outrider-id"]) == 16
+        assert int(echoed(reply)["headers"]["x-outrider-id"], 16) == record["id"]
 
 
-@pytest.mark.parametrize("target", ["/tries/x", "/rewritten/x", "/plain-first/x", "/mirrored/x", "/asked/x", "/static/page.txt"])
+@pytest.mark.parametrize(
+    "target", ["/tries/x", "/rewritten/x", "/plain-first/x", "/mirrored/x", "/asked/x", "/static/page.txt"]
+)
 def test_a_refused_one_too(stack: NginxStack, target: str) -> None:
     before = decisions(stack)
     reply = ask(stack, target, BLOCKED)
@@ -321,7 +321,7 @@ def test_the_target_is_what_the_client_sent(stack: NginxStack, request_line: str
     tail = tail_of(stack)
     raw_port(stack.ports["nginx"], f"{request_line}\r\nhost: shop.example:8080\r\nconnection: close\r\n\r\n".encode())
     (record,) = tail.wait()
-    assert record["path"] == path.split("?")[0] or record["path"] == path
+    assert record["path"] == path
     assert record["authority"] == ("elsewhere.example" if "elsewhere" in request_line else "shop.example:8080")
 
 
