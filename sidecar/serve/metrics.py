@@ -108,7 +108,7 @@ class Outrider(Collector):
     """Collects at each scrape.
 
     counters/histograms/routes: the arena's; bounds_us: upper bounds of the histograms' buckets;
-    transport: its own counters (names ending in _total are counters, others gauges); gauges: name ->
+    transport, auth_request: their own counters (names ending in _total are counters, others gauges); gauges: name ->
     (help, value).
     """
 
@@ -123,10 +123,12 @@ class Outrider(Collector):
         version: str,
         mode: Callable[[], str],
         routes: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
+        auth_request: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self.counters, self.histograms, self.bounds_us = counters, histograms, bounds_us
         self.transport, self.tally, self.gauges = transport, tally, gauges
         self.version, self.mode, self.routes = version, mode, routes
+        self.auth_request = auth_request
 
     def describe(self) -> Iterable[Metric]:
         """Nothing in advance: registering mustn't read the arena."""
@@ -230,12 +232,15 @@ class Outrider(Collector):
         yield from (overruns, in_part, skipped, shed, actions, level, budget)
 
     def _transport(self) -> Iterable[Metric]:
-        for name, value in self.transport().items():
-            text = "A figure of the ext_proc transport."
-            if name.endswith("_total"):
-                yield CounterMetricFamily(f"outrider_transport_{name}", text, value=value)
-            else:
-                yield GaugeMetricFamily(f"outrider_transport_{name}", text, value=value)
+        for server, stats, text in (
+            ("transport", self.transport(), "A figure of the ext_proc transport."),
+            ("auth_request", self.auth_request(), "A figure of the auth_request server."),
+        ):
+            for name, value in stats.items():
+                if name.endswith("_total"):
+                    yield CounterMetricFamily(f"outrider_{server}_{name}", text, value=value)
+                else:
+                    yield GaugeMetricFamily(f"outrider_{server}_{name}", text, value=value)
 
     def _own(self) -> Iterable[Metric]:
         counts = self.tally.all()
