@@ -3,7 +3,9 @@ OUTRIDER := .venv/bin/outrider
 PYTHON := .venv/bin/python
 DATA ?= $(or $(OUTRIDER_DATA),../shared/data)
 
-.PHONY: help setup run test lint fuzz bench default-models docs clean
+PLUGINS ?= build/plugins
+
+.PHONY: help setup run test lint plugins fuzz bench default-models docs clean
 
 FUZZ_SECONDS ?= 600
 # the interpreter itself leaks by design; what is looked for is reading and writing where nothing is
@@ -23,6 +25,11 @@ test: setup ## all tests
 
 lint: setup ## ruff, mypy and cython-lint
 	@PATH="$$PWD/.venv/bin:$$PATH" sh -c "ruff check . && mypy && cython-lint native"
+
+plugins: setup ## the modules for Envoy and NGINX into PLUGINS (build/plugins)
+	@mkdir -p $(PLUGINS)
+	@$(OUTRIDER) build-plugin envoy --out $(PLUGINS)
+	@$(OUTRIDER) build-plugin nginx --out $(PLUGINS)
 
 fuzz: setup build/asan/native/__init__.py ## the fuzz tests with new seeds for FUZZ_SECONDS (600), wire formats under AddressSanitizer
 	@rm -rf build/asan/tests build/asan/sidecar && cp -r tests sidecar envoy pyproject.toml build/asan/

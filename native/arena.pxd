@@ -21,22 +21,31 @@ cdef extern from *:
     #include <sys/mman.h>
     #include <sys/stat.h>
     #include <unistd.h>
-    static inline int or_open_rw(const char *path) { return open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW); }
-    static inline int64_t or_file_size(int fd) { struct stat s; return fstat(fd, &s) ? -1 : (int64_t)s.st_size; }
+    /* O_NONBLOCK: what stands there may be anything */
+    static inline int or_open_rw(const char *path) {
+        return open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK); }
+    /* A regular file that not everybody may write, what it is and how long: 0. -1 it isn't */
+    static inline int or_file_is(int fd, uint64_t *device, uint64_t *inode, uint32_t *owner, int64_t *bytes) {
+        struct stat s;
+        if (fstat(fd, &s) || !S_ISREG(s.st_mode) || s.st_mode & S_IWOTH) return -1;
+        *device = s.st_dev; *inode = s.st_ino; *owner = s.st_uid; *bytes = s.st_size;
+        return 0; }
+    static inline int or_read_head(int fd, void *to, uint64_t n) { return pread(fd, to, n, 0) == (ssize_t)n ? 0 : -1; }
     static inline void *or_map(int fd, uint64_t n) {
         void *p = mmap(0, n, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         return p == MAP_FAILED ? 0 : p; }
     static inline void or_unmap(void *p, uint64_t n) { munmap(p, n); }
-    static inline void or_close(int fd) { close(fd); }
+    static inline void or_close_fd(int fd) { close(fd); }
     """
     int or_open_rw(const char *path) noexcept nogil
-    int64_t or_file_size(int fd) noexcept nogil
+    int or_file_is(int fd, uint64_t *device, uint64_t *inode, uint32_t *owner, int64_t *bytes) noexcept nogil
+    int or_read_head(int fd, void *to, uint64_t n) noexcept nogil
     void *or_map(int fd, uint64_t n) noexcept nogil
     void or_unmap(void *p, uint64_t n) noexcept nogil
-    void or_close(int fd) noexcept nogil
+    void or_close_fd(int fd) noexcept nogil
 
 cdef enum:
-    ARENA_VERSION = 2
+    ARENA_VERSION = 3
     REGIONS = 10
     ARENA_HEADER_BYTES = 4096
     CLIENTS_LIMIT = 4194304
@@ -101,11 +110,14 @@ cdef enum:                       # Counter
     COUNT_HELD = 29              # from a client that an earlier detection still holds
     COUNT_SHED = 30              # stages left out because their route had shed them
     COUNT_TEXT_PART = 31         # texts read until the time was up
-    COUNTERS = 32
+    COUNT_UNJUDGED_OPEN = 32     # passed by a proxy that had no arena or no policy to decide with
+    COUNT_UNJUDGED_CLOSED = 33   # refused by one
+    COUNT_ATTACHED = 34          # times that a proxy's process has opened the arena
+    COUNTERS = 40
 
 
 cdef struct CounterSlot:
-    uint64_t value[32]
+    uint64_t value[40]
     uint64_t stage[6][16]        # of routes that are no more, and their decisions: the others have their own
     uint64_t total[16]
 
@@ -205,8 +217,19 @@ cdef struct Event:
 
 
 cdef struct Arena:
+    # Counts and key are copies, checked when the file was opened: whatever is written into the file, or whatever
+    # becomes of it, no index is ever bounded by what stands there now.
     char *base
     uint64_t bytes
+    uint32_t n_clients
+    uint32_t n_buckets
+    uint32_t n_events
+    uint32_t n_blocklist
+    uint32_t n_slots             # of counters
+    uint64_t key[2]
+    uint64_t device              # the file's identity
+    uint64_t inode
+    uint32_t owner               # its user id
     ArenaHeader *head
     Policy *policy               # two
     ModelsRegion *models
@@ -220,20 +243,28 @@ cdef struct Arena:
     RouteControl *control
 
 
-cdef inline void arena_point(Arena *a, char *base) noexcept nogil:
+cdef inline void arena_point(Arena *a, char *base, const ArenaHeader *h) noexcept nogil:
+    """h: the header as it was checked, not the one in the file."""
     a.base = base
     a.head = <ArenaHeader *>base
-    a.bytes = a.head.total_bytes
-    a.policy = <Policy *>(base + a.head.region[0].offset)
-    a.models = <ModelsRegion *>(base + a.head.region[1].offset)
-    a.buckets = <Bucket *>(base + a.head.region[2].offset)
-    a.entries = <ClientEntry *>(base + a.head.region[3].offset)
-    a.blocklist = <BlockEntry *>(base + a.head.region[4].offset)
-    a.events = <Event *>(base + a.head.region[5].offset)
-    a.counters = <CounterSlot *>(base + a.head.region[6].offset)
-    a.routes = <RouteStats *>(base + a.head.region[7].offset)
-    a.route_counters = <RouteCounters *>(base + a.head.region[8].offset)
-    a.control = <RouteControl *>(base + a.head.region[9].offset)
+    a.bytes = h.total_bytes
+    a.n_clients = h.clients
+    a.n_buckets = h.buckets
+    a.n_events = h.events
+    a.n_blocklist = h.blocklist
+    a.n_slots = h.counter_slots
+    a.key[0] = h.key[0]
+    a.key[1] = h.key[1]
+    a.policy = <Policy *>(base + h.region[0].offset)
+    a.models = <ModelsRegion *>(base + h.region[1].offset)
+    a.buckets = <Bucket *>(base + h.region[2].offset)
+    a.entries = <ClientEntry *>(base + h.region[3].offset)
+    a.blocklist = <BlockEntry *>(base + h.region[4].offset)
+    a.events = <Event *>(base + h.region[5].offset)
+    a.counters = <CounterSlot *>(base + h.region[6].offset)
+    a.routes = <RouteStats *>(base + h.region[7].offset)
+    a.route_counters = <RouteCounters *>(base + h.region[8].offset)
+    a.control = <RouteControl *>(base + h.region[9].offset)
 
 
 cdef inline uint64_t arena_lay_out(ArenaHeader *h) noexcept nogil:
@@ -314,35 +345,36 @@ cdef inline int arena_check(const ArenaHeader *h, int64_t file_bytes, char *err,
 
 
 cdef inline int arena_open(const char *path, Arena *a, char *err, size_t err_n) noexcept nogil:
-    """Map an existing arena. 0, or -1 with the reason in err; a is untouched then."""
+    """Map an existing arena. 0, or -1 with the reason in err."""
     cdef int fd = or_open_rw(path)
     cdef int64_t n
     cdef void *page
-    cdef int ok
+    cdef ArenaHeader head
     if fd < 0:
         snprintf(err, err_n, "cannot open: %s", strerror(errno))
         return -1
-    n = or_file_size(fd)
+    if or_file_is(fd, &a.device, &a.inode, &a.owner, &n) != 0:
+        snprintf(err, err_n, "not a regular file, or one that everybody may write")
+        or_close_fd(fd)
+        return -1
     if n < ARENA_HEADER_BYTES:
         snprintf(err, err_n, "the file has %lld bytes, too short for an arena's header", <long long>n)
-        or_close(fd)
+        or_close_fd(fd)
         return -1
-    page = or_map(fd, ARENA_HEADER_BYTES)
-    if page == NULL:
-        snprintf(err, err_n, "cannot map: %s", strerror(errno))
-        or_close(fd)
+    # read, not mapped: the file may shrink while it is looked at
+    if or_read_head(fd, &head, sizeof(head)) != 0:
+        snprintf(err, err_n, "cannot read: %s", strerror(errno))
+        or_close_fd(fd)
         return -1
-    ok = arena_check(<ArenaHeader *>page, n, err, err_n)
-    or_unmap(page, ARENA_HEADER_BYTES)
-    if ok != 0:
-        or_close(fd)
+    if arena_check(&head, n, err, err_n) != 0:
+        or_close_fd(fd)
         return -1
     page = or_map(fd, <uint64_t>n)
-    or_close(fd)
+    or_close_fd(fd)
     if page == NULL:
         snprintf(err, err_n, "cannot map %lld bytes: %s", <long long>n, strerror(errno))
         return -1
-    arena_point(a, <char *>page)
+    arena_point(a, <char *>page, &head)
     return 0
 
 
@@ -363,7 +395,7 @@ cdef inline int bucket_of_ns(uint64_t ns) noexcept nogil:
 
 cdef inline const BlockEntry *block_find(const Arena *a, uint64_t key, int64_t now_us) noexcept nogil:
     """The entry of this client key that has not expired, or NULL."""
-    cdef uint64_t mask = a.head.blocklist - 1
+    cdef uint64_t mask = a.n_blocklist - 1
     cdef uint64_t at = (key >> 32) & mask   # the lowest bit of a key is always set
     cdef int i
     cdef const BlockEntry *e
@@ -378,7 +410,7 @@ cdef inline int block_put(Arena *a, uint64_t key, int64_t expires_us, uint8_t ac
                           int64_t now_us) noexcept nogil:
     """Add or renew (control plane only: one writer). 0, or -1 where all places are taken by
     entries that have not expired."""
-    cdef uint64_t mask = a.head.blocklist - 1
+    cdef uint64_t mask = a.n_blocklist - 1
     cdef uint64_t at = (key >> 32) & mask   # the lowest bit of a key is always set
     cdef int i
     cdef BlockEntry *e
@@ -406,7 +438,7 @@ cdef inline int block_put(Arena *a, uint64_t key, int64_t expires_us, uint8_t ac
 
 
 cdef inline bint block_drop(Arena *a, uint64_t key) noexcept nogil:
-    cdef uint64_t mask = a.head.blocklist - 1
+    cdef uint64_t mask = a.n_blocklist - 1
     cdef uint64_t at = (key >> 32) & mask   # the lowest bit of a key is always set
     cdef int i
     for i in range(BLOCK_PROBES):
@@ -421,7 +453,7 @@ cdef inline bint block_drop(Arena *a, uint64_t key) noexcept nogil:
 
 cdef inline void events_init(Arena *a) noexcept nogil:
     cdef uint64_t i
-    for i in range(a.head.events):
+    for i in range(a.n_events):
         a.events[i].sequence = i
     a.head.event_head = 0
     a.head.event_tail = 0
@@ -434,7 +466,7 @@ cdef inline Event *event_claim(Arena *a, uint64_t *position) noexcept nogil:
     cdef Event *e
     cdef int _tries
     for _tries in range(64):
-        e = &a.events[pos & (a.head.events - 1)]
+        e = &a.events[pos & (a.n_events - 1)]
         seq = or_load64(&e.sequence)
         if seq == pos:
             if or_cas64(&a.head.event_head, pos, pos + 1):
@@ -454,12 +486,12 @@ cdef inline bint event_publish(Event *e, uint64_t position) noexcept nogil:
 cdef inline Event *event_peek(Arena *a) noexcept nogil:
     """The oldest event, or NULL where there is none or it is still being written."""
     cdef uint64_t pos = a.head.event_tail
-    cdef Event *e = &a.events[pos & (a.head.events - 1)]
+    cdef Event *e = &a.events[pos & (a.n_events - 1)]
     return e if or_load64(&e.sequence) == pos + 1 else NULL
 
 
 cdef inline void event_release(Arena *a) noexcept nogil:
     """Free the slot that event_peek returned (or one given up: its writer died)."""
     cdef uint64_t pos = a.head.event_tail
-    or_store64(&a.events[pos & (a.head.events - 1)].sequence, pos + a.head.events)
+    or_store64(&a.events[pos & (a.n_events - 1)].sequence, pos + a.n_events)
     or_store64(&a.head.event_tail, pos + 1)

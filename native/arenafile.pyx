@@ -34,7 +34,8 @@ COUNTER_NAMES = {
     "clients_contended": COUNT_CLIENTS_CONTENDED, "bodies_in_part": COUNT_BODY_PART,
     "texts_cut": COUNT_TEXT_CUT, "headers_dropped": COUNT_HEADERS_DROPPED, "no_models": COUNT_NO_MODELS,
     "locks_stolen": COUNT_LOCKS_STOLEN, "held": COUNT_HELD, "stages_shed": COUNT_SHED,
-    "texts_in_part": COUNT_TEXT_PART,
+    "texts_in_part": COUNT_TEXT_PART, "unjudged_open": COUNT_UNJUDGED_OPEN,
+    "unjudged_closed": COUNT_UNJUDGED_CLOSED, "proxies_attached": COUNT_ATTACHED,
 }
 CLIENT_ENTRY_BYTES = sizeof(ClientEntry) + sizeof(Bucket) // BUCKET_WAYS
 LIMITS = {"clients": CLIENTS_LIMIT, "events": EVENTS_LIMIT, "blocklist": BLOCKLIST_LIMIT, "routes": ROUTES_MAX - 1,
@@ -170,7 +171,7 @@ cdef class ArenaFile:
 
     @property
     def key(self):
-        return (<char *>self.arena.head.key)[:16]
+        return (<char *>self.arena.key)[:16]
 
     # -- policy --------------------------------------------------------------------------------
 
@@ -293,7 +294,7 @@ cdef class ArenaFile:
         for name, number in COUNTER_NAMES.items():
             c = number
             total = 0
-            for s in range(self.arena.head.counter_slots):
+            for s in range(self.arena.n_slots):
                 total += self.arena.counters[s].value[c]
             out[name] = total
         return out
@@ -307,13 +308,13 @@ cdef class ArenaFile:
         cdef uint32_t s
         cdef int i, b
         memset(counts, 0, sizeof(counts))
-        for s in range(self.arena.head.counter_slots):
+        for s in range(self.arena.n_slots):
             for i in range(STAGES):
                 for b in range(HISTOGRAM_BUCKETS):
                     counts[i][b] += self.arena.counters[s].stage[i][b]
             for b in range(HISTOGRAM_BUCKETS):
                 counts[STAGES][b] += self.arena.counters[s].total[b]
-        for at in range(<uint64_t>self.arena.head.counter_slots * ROUTES_MAX):
+        for at in range(<uint64_t>self.arena.n_slots * ROUTES_MAX):
             c = &self.arena.route_counters[at]
             for i in range(STAGES):
                 for b in range(HISTOGRAM_BUCKETS):
@@ -347,7 +348,7 @@ cdef class ArenaFile:
             route = &policy.route[r]
             control = &self.arena.control[route.slot]
             memset(total, 0, sizeof(RouteCounters))
-            for s in range(self.arena.head.counter_slots):
+            for s in range(self.arena.n_slots):
                 one = <const uint64_t *>&self.arena.route_counters[<uint64_t>s * ROUTES_MAX + route.slot]
                 for at in range(<int>(sizeof(RouteCounters) // 8)):
                     total[at] += one[at]
@@ -397,7 +398,7 @@ cdef class ArenaFile:
         cdef uint64_t i, n = 0
         cdef int k
         with nogil:
-            for i in range(self.arena.head.buckets):
+            for i in range(self.arena.n_buckets):
                 for k in range(BUCKET_WAYS):
                     if self.arena.buckets[i].key[k]:
                         n += 1
@@ -406,7 +407,7 @@ cdef class ArenaFile:
     def knows(self, client):
         """Requests counted for this client, 0 where it has no entry."""
         cdef uint32_t slot
-        cdef ClientEntry *e = client_find(self.arena.buckets, self.arena.entries, self.arena.head.buckets,
+        cdef ClientEntry *e = client_find(self.arena.buckets, self.arena.entries, self.arena.n_buckets,
                                           key_of_client(&self.arena, client), &slot)
         return 0 if e == NULL else e.requests
 
@@ -491,7 +492,7 @@ cdef void retire(Arena *arena, int slot):
     cdef RouteCounters *c
     cdef uint32_t s
     cdef int i, b
-    for s in range(arena.head.counter_slots):
+    for s in range(arena.n_slots):
         c = &arena.route_counters[<uint64_t>s * ROUTES_MAX + slot]
         for i in range(STAGES):
             for b in range(HISTOGRAM_BUCKETS):
@@ -556,9 +557,9 @@ cdef uint64_t key_of_client(const Arena *arena, object client) except? 0:
     cdef uint8_t address[16]
     cdef bytes name
     if parse_client(client, address):
-        return address_key(address, arena.head.key)
+        return address_key(address, arena.key)
     name = as_bytes(client)
-    return siphash24(name, len(name), arena.head.key[0], arena.head.key[1]) | 1
+    return siphash24(name, len(name), arena.key[0], arena.key[1]) | 1
 
 
 cdef str text_of(const char *p, uint32_t n):

@@ -12,6 +12,7 @@ from native.base cimport *
 from native.budget cimport *
 from native.clients cimport *
 from native.identity cimport address_key, principal_of
+from native.paths cimport normal_path
 from native.models cimport ModelSet, models_behaviour_score, models_text_score, tree_predict, tree_predict_text
 from native.policy cimport *
 from native.reasons cimport *
@@ -234,7 +235,7 @@ cdef inline uint64_t *key_place(const Arena *arena, uint32_t slot) noexcept nogi
 
 cdef inline ClientEntry *take_client(Worker *w, uint64_t key, int64_t t, uint32_t *slot, uint32_t *mine) noexcept nogil:
     cdef int how
-    cdef ClientEntry *e = client_take(w.arena.buckets, w.arena.entries, w.arena.head.buckets, key, t,
+    cdef ClientEntry *e = client_take(w.arena.buckets, w.arena.entries, w.arena.n_buckets, key, t,
                                       slot, mine, &how)
     if how:
         if how & 1:
@@ -270,6 +271,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     cdef ClientEntry *by_principal = NULL
     cdef uint32_t lock_address = 0, lock_principal = 0, todo, skip, shed = 0, bytes
     cdef Shape shape
+    cdef Slice path
     cdef Finding f, claim
     cdef float unusual = 0, xgboost = NAN, forest = NAN
     cdef int at, action
@@ -287,7 +289,8 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         return
 
     # 1. the route and who is asking
-    d.route = find_route(&w.policy, r)
+    path = normal_path(r.path, w.path, PATH_BYTES)
+    d.route = find_route(&w.policy, r.method, path)
     route = &w.policy.route[d.route]
     d.mode = route.mode
     d.budget_us = route.budget_us
@@ -295,9 +298,9 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     if hurried:
         deadline = start + route.budget_us * <uint64_t>1000
     if r.client_key == 0 and r.has_address:
-        r.client_key = address_key(r.address, w.arena.head.key)
+        r.client_key = address_key(r.address, w.arena.key)
     if r.principal_key == 0 and w.policy.n_principals and not w.anonymous:
-        r.principal_key = principal_of(r, &w.policy, w.arena.head.key, w.token)
+        r.principal_key = principal_of(r, &w.policy, w.arena.key, w.token)
     d.client_key = r.client_key
     d.principal_key = r.principal_key
 
@@ -329,7 +332,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
 
     # 3. the client's entries: windows of address and principal. Locked until the features are
     #    read, some hundred ns
-    shape_of(r, route.login, &shape)
+    shape_of(r, path, route.login, &shape)
     d.path_hash = shape.path_hash
     d.spare = ((TICKET_LOGIN if shape.is_login else 0) | (TICKET_STRICT_LOGIN if shape.is_strict_login else 0)
                | (TICKET_OBJECT if shape.template_hash else 0))
@@ -486,7 +489,7 @@ cdef inline void worker_respond(Worker *w, const Decision *d, int status, int64_
     for i in range(2):
         slot = d.client_slot if i == 0 else d.principal_slot
         key = d.client_key if i == 0 else d.principal_key
-        if slot == 0 or slot > w.arena.head.clients:
+        if slot == 0 or slot > w.arena.n_clients:
             continue
         e = &w.arena.entries[slot - 1]
         if not entry_lock(e, &mine):

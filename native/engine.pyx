@@ -7,13 +7,15 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
+from posix.unistd cimport geteuid
 
 from native.arena cimport *
 from native.arenafile cimport ArenaFile, as_bytes, key_of_client, parse_client, record_of_decision, text_of
 from native.base cimport *
 from native.clients cimport *
 from native.engine cimport *
-from native.extproc_pool cimport Answer, BodyPlan, ExtProcHost
+from native.extproc_pool cimport BodyPlan, ExtProcHost
+from native.host cimport host_init, host_plan, host_refresh, models_fit
 from native.models cimport ModelSet, modelset_close, modelset_open
 from native.policy cimport *
 from native.reasons cimport or_reason_name
@@ -73,9 +75,8 @@ cdef class Models:
         if fresh == NULL:
             raise MemoryError
         with nogil:
-            ok = modelset_open(c_name, fresh, err, 1024)
-        if ok == 0 and fresh.isolation.kind != 0 and (
-                fresh.behaviour_features != BEHAVIOUR_FEATURES or fresh.behaviour_schema != BEHAVIOUR_SCHEMA):
+            ok = modelset_open(c_name, geteuid(), fresh, err, 1024)
+        if ok == 0 and not models_fit(fresh):
             has = f"{fresh.behaviour_features} features of schema {fresh.behaviour_schema}"
             modelset_close(fresh)
             free(fresh)
@@ -200,13 +201,7 @@ cdef class Engine:
         self.worker.unhurried = unhurried
         self.models.register(<uintptr_t>self.worker)
         memset(&self.host, 0, sizeof(self.host))
-        self.host.ctx = self.worker
-        self.host.refresh = host_refresh
-        self.host.plan = host_plan
-        self.host.decide = host_decide
-        self.host.answer = host_answer
-        self.host.respond = host_respond
-        self.host.route_name = host_route_name
+        host_init(&self.host, self.worker)
         host_refresh(&self.host)
 
     def __dealloc__(self):
@@ -291,8 +286,8 @@ cdef class Engine:
                 r.client_key = key_of_client(&self.arena.arena, client)
         if principal is not None:
             name = b"principal:" + as_bytes(principal)
-            r.principal_key = siphash24(name, len(name), self.arena.arena.head.key[0],
-                                        self.arena.arena.head.key[1]) | 1
+            r.principal_key = siphash24(name, len(name), self.arena.arena.key[0],
+                                        self.arena.arena.key[1]) | 1
         r.time_us = or_unix_us() if ts is None else <int64_t>(<double>ts * 1e6)
         self.worker.anonymous = anonymous
         with nogil:
@@ -374,60 +369,3 @@ cdef class Engine:
         free(prepared)
         free(headers)
         return np.asarray(out)
-
-
-# -- the host of the ext_proc machine ------------------------------------------------------------
-
-cdef void host_refresh(ExtProcHost *host) noexcept nogil:
-    """Trusted hops and address header are the policy's; the slice points into the worker's own copy."""
-    cdef Worker *w = <Worker *>host.ctx
-    worker_refresh(w)
-    host.tell_upstream = w.policy.tell_upstream
-    host.tell_proxy = w.policy.tell_proxy
-    host.trusted_hops = w.policy.trusted_hops
-    host.address_header.p = w.policy.address_header
-    host.address_header.n = w.policy.address_header_n
-
-
-cdef void host_plan(void *ctx, Request *r, BodyPlan *plan) noexcept nogil:
-    cdef Worker *w = <Worker *>ctx
-    cdef const RoutePolicy *route
-    if not worker_refresh(w):
-        return
-    route = &w.policy.route[find_route(&w.policy, r)]
-    if not route.exempt:
-        plan.mode = route.body_mode
-        plan.limit_bytes = route.body_limit
-
-
-cdef void host_decide(void *ctx, Request *r, Decision *d) noexcept nogil:
-    if r.time_us == 0:
-        r.time_us = or_unix_us()
-    worker_decide(<Worker *>ctx, r, d)
-
-
-cdef void host_answer(void *ctx, const Decision *d, Answer *a) noexcept nogil:
-    cdef Worker *w = <Worker *>ctx
-    if d.enforced == ACTION_THROTTLE:
-        a.status = w.policy.throttle_status
-        a.body.p = w.policy.throttle_body
-        a.body.n = w.policy.throttle_body_n
-    else:
-        a.status = w.policy.block_status
-        a.body.p = w.policy.block_body
-        a.body.n = w.policy.block_body_n
-    a.content_type.p = w.policy.block_type
-    a.content_type.n = w.policy.block_type_n
-    a.retry_after_s = d.retry_after_s
-
-
-cdef Slice host_route_name(void *ctx, const Decision *d) noexcept nogil:
-    cdef const RoutePolicy *route = &(<Worker *>ctx).policy.route[d.route if d.route < ROUTES_MAX else 0]
-    cdef Slice name
-    name.p = route.name
-    name.n = route.name_n
-    return name
-
-
-cdef void host_respond(void *ctx, const Decision *d, int status, uint64_t response_us) noexcept nogil:
-    worker_respond(<Worker *>ctx, d, status, <int64_t>response_us, or_unix_us())

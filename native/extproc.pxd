@@ -13,18 +13,13 @@ so that the proxy's own failure mode applies. Nothing here ever turns a fault in
 Header and body slices point into the message while it lasts; they are copied into pooled
 buffers only when the decision has to wait for (more of) the body.
 """
-from libc.stdint cimport int8_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memchr, memcpy, memset
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
 
-from native.address cimport forwarded_address, parse_address
-from native.base cimport (ACTION_ALLOW, ACTION_THROTTLE, BODY_NONE, BODY_PART, BODY_WHOLE, Decision, Request, Slice,
-                          or_now_ns, or_unix_us, slice_is, slice_is_nocase)
-from native.extproc_pool cimport (BODY_MODE_BUFFERED, BODY_MODE_BUFFERED_PARTIAL, BODY_MODE_NONE,
-                                  BODY_MODE_STREAMED, OUT_BYTES, PHASE_BODY, PHASE_DECIDED, PHASE_FAULT,
-                                  PHASE_REFUSED, PHASE_RESPONSE, PHASE_START, STREAM_BODY_BYTES_MAX,
-                                  STREAM_MESSAGE_BYTES_MAX, TELL_ALL, TELL_FLAGGED, Answer, BodyPlan, ExtProcHost,
-                                  StreamPool, StreamState, buffer_give, buffer_size, buffer_take, stream_free,
-                                  stream_release_buffers)
+from native.base cimport BODY_PART, BODY_WHOLE, Request, Slice, or_now_ns, or_unix_us, slice_is
+from native.extproc_pool cimport (BODY_MODE_STREAMED, OUT_BYTES, PHASE_BODY, PHASE_DECIDED, PHASE_FAULT, PHASE_REFUSED,
+                                  PHASE_RESPONSE, PHASE_START, STREAM_MESSAGE_BYTES_MAX, Answer, ExtProcHost,
+                                  StreamPool, StreamState, stream_free, stream_release_buffers)
 from native.extproc_read cimport (FAULT_AFTER_END, FAULT_BODY_FIRST, FAULT_HEADERS_TWICE, FAULT_INTERNAL,
                                   FAULT_NO_METHOD, FAULT_NO_PATH, FAULT_NO_STATUS,
                                   FAULT_REQUEST_AFTER_RESPONSE, FAULT_RESPONSE_TWICE, FAULT_TOO_LARGE,
@@ -35,108 +30,9 @@ from native.extproc_reply cimport (IN_REQUEST_BODY, IN_REQUEST_HEADERS, IN_REQUE
                                    OUT_REQUEST_TRAILERS, OUT_RESPONSE_BODY, OUT_RESPONSE_HEADERS,
                                    OUT_RESPONSE_TRAILERS, put_all_removals, put_decision_headers,
                                    put_immediate, put_metadata, put_mode_override)
+from native.inspect cimport (body_wanted, decide, decide_on_kept, find_client, keep_headers, split_path, take_body,
+                             told)
 from native.pbwire cimport PbField, PbReader, PbWriter, pb_close, pb_next, pb_reader, pb_writer, pb_written
-
-
-# ---- deciding ----------------------------------------------------------------------------------------
-
-cdef inline void find_client(StreamState *s, const ExtProcHost *host) noexcept nogil:
-    """The client's address: a header that the operator named, or hops to count, come first; with
-    neither the proxy's own idea (attribute source.address) does, then X-Forwarded-For."""
-    cdef bint named = host.address_header.n > 0 or host.trusted_hops > 0
-    if host.trusted_hops == 0 and slice_is_nocase(host.address_header, "x-forwarded-for", 15):
-        named = False
-    if not named and s.attribute_address.n and parse_address(s.attribute_address, s.request.address):
-        s.request.has_address = 1
-    elif forwarded_address(&s.forwarded, host.trusted_hops, s.request.address):
-        s.request.has_address = 1
-    elif named and s.attribute_address.n and parse_address(s.attribute_address, s.request.address):
-        s.request.has_address = 1
-    else:
-        memset(s.request.address, 0, 16)
-
-
-cdef inline void move_slice(Slice *s, char **to) noexcept nogil:
-    if s.n:
-        memcpy(to[0], s.p, s.n)
-    s.p = to[0]
-    to[0] += s.n
-
-
-cdef inline bint keep_headers(StreamPool *pool, StreamState *s) noexcept nogil:
-    """Copies what the request's slices point to out of the message; False: no buffer left."""
-    cdef Request *r = &s.request
-    cdef uint32_t i
-    cdef char *to
-    # the query is part of path as counted, one byte ('?') less
-    s.block = buffer_take(pool, s.header_bytes, &s.block_class)
-    if s.block == NULL:
-        pool.counts.no_buffer += 1
-        return False
-    to = s.block
-    move_slice(&r.method, &to)
-    move_slice(&r.path, &to)
-    move_slice(&r.query, &to)
-    move_slice(&r.authority, &to)
-    move_slice(&r.scheme, &to)
-    for i in range(r.n_headers):
-        move_slice(&s.headers[i].name, &to)
-        move_slice(&s.headers[i].value, &to)
-    return True
-
-
-cdef inline bint keep_body(StreamPool *pool, StreamState *s, Slice chunk) noexcept nogil:
-    """Appends the chunk as far as the limit goes; False: the limit is passed, or no buffer left.
-
-    The buffer doubles, so that a body in tiny chunks is copied twice at most on average.
-    """
-    cdef char *larger
-    cdef int8_t larger_class
-    cdef uint32_t n = chunk.n
-    cdef bint fits = True
-    if n > s.body_limit - s.body_n:
-        n = s.body_limit - s.body_n
-        fits = False
-    if n == 0:
-        return fits
-    if s.body == NULL or s.body_n + n > buffer_size(s.body_class):
-        larger = buffer_take(pool, s.body_n + n, &larger_class)
-        if larger == NULL:
-            pool.counts.no_buffer += 1
-            # what fits into the buffer at hand is still read
-            n = <uint32_t>buffer_size(s.body_class) - s.body_n if s.body != NULL else 0
-            fits = False
-        else:
-            if s.body != NULL:
-                memcpy(larger, s.body, s.body_n)
-                buffer_give(pool, s.body, s.body_class)
-            s.body = larger
-            s.body_class = larger_class
-    if n:
-        memcpy(s.body + s.body_n, chunk.p, n)
-        s.body_n += n
-    return fits
-
-
-cdef inline void decide(StreamPool *pool, StreamState *s, const ExtProcHost *host) noexcept nogil:
-    """Asks the host, once; the request's slices are gone afterwards."""
-    s.request.headers = s.headers
-    if s.request.body_state == BODY_PART:
-        pool.counts.bodies_cut += 1
-    host.decide(host.ctx, &s.request, &s.decision)
-    s.decided_ns = or_now_ns()
-    s.decided = 1
-    pool.counts.decisions += 1
-    s.phase = PHASE_REFUSED if s.decision.enforced >= ACTION_THROTTLE and not s.observing else PHASE_DECIDED
-    stream_release_buffers(pool, s)
-
-
-cdef inline void decide_on_kept(StreamPool *pool, StreamState *s, const ExtProcHost *host,
-                                uint8_t body_state) noexcept nogil:
-    s.request.body.p = s.body
-    s.request.body.n = s.body_n
-    s.request.body_state = body_state if s.request.body_bytes or body_state == BODY_PART else BODY_NONE
-    decide(pool, s, host)
 
 
 # ---- writing -----------------------------------------------------------------------------------------
@@ -150,11 +46,6 @@ cdef inline int send(PbWriter *w, StreamState *s, Slice *out) noexcept nogil:
     out.p = <const char *>w.p
     out.n = pb_written(w)
     return STREAM_SEND
-
-
-cdef inline bint told(uint8_t level, const Decision *d) noexcept nogil:
-    """Is this decision worth telling? Each header and each field of metadata costs the proxy about a microsecond."""
-    return level == TELL_ALL or (level == TELL_FLAGGED and d.action != ACTION_ALLOW)
 
 
 cdef inline int refuse(StreamPool *pool, StreamState *s, const ExtProcHost *host, Slice *out) noexcept nogil:
@@ -197,36 +88,6 @@ cdef inline int proceed(StreamPool *pool, StreamState *s, const ExtProcHost *hos
 
 # ---- the machine -------------------------------------------------------------------------------------
 
-cdef inline void split_path(Request *r) noexcept nogil:
-    cdef const char *mark = NULL
-    if r.path.n:
-        mark = <const char *>memchr(r.path.p, 63, r.path.n)
-    if mark != NULL:
-        r.query.p = mark + 1
-        r.query.n = <uint32_t>(r.path.p + r.path.n - mark - 1)
-        r.path.n = <uint32_t>(mark - r.path.p)
-
-
-cdef inline bint body_wanted(StreamState *s, const ExtProcHost *host) noexcept nogil:
-    cdef BodyPlan plan
-    memset(&plan, 0, sizeof(BodyPlan))
-    host.plan(host.ctx, &s.request, &plan)
-    if plan.mode == BODY_MODE_NONE or plan.mode > BODY_MODE_BUFFERED_PARTIAL:
-        return False
-    if plan.limit_bytes == 0 or plan.decide_now:
-        return False
-    # an observing stream cannot ask: only a body that comes anyway can be waited for
-    if s.observing and s.announced_body == 0:
-        return False
-    s.plan_mode = plan.mode
-    s.body_limit = plan.limit_bytes if plan.limit_bytes < STREAM_BODY_BYTES_MAX else STREAM_BODY_BYTES_MAX
-    # A proxy that buffers a body longer than its own buffer refuses it (413) or, where it came too
-    # fast, waits for ever. Only one that is known to be short may be asked for as a whole.
-    if s.plan_mode == BODY_MODE_BUFFERED and s.content_length > s.body_limit:
-        s.plan_mode = BODY_MODE_BUFFERED_PARTIAL
-    return True
-
-
 cdef inline int on_request_headers(StreamPool *pool, StreamState *s, const ExtProcHost *host, Slice message,
                                    bint end, Slice *out) noexcept nogil:
     cdef Request *r = &s.request
@@ -255,26 +116,12 @@ cdef inline int on_request_headers(StreamPool *pool, StreamState *s, const ExtPr
 cdef inline int on_request_body(StreamPool *pool, StreamState *s, const ExtProcHost *host, Slice message,
                                 Slice chunk, bint end, Slice *out) noexcept nogil:
     cdef bint was_waiting = s.phase == PHASE_BODY
-    cdef bint single, whole, fits
     s.request.body_bytes += chunk.n
     s.end_of_request = end
     if was_waiting:
         # A buffered body comes in one message, without end_of_stream where trailers follow. Where the
         # proxy announced chunks it may not have taken our override: then only the end counts.
-        single = s.plan_mode != BODY_MODE_STREAMED and s.announced_body != 1
-        whole = end or (single and s.plan_mode == BODY_MODE_BUFFERED)
-        if s.body_n == 0 and (end or single or chunk.n > s.body_limit):
-            # nothing kept so far: no need to copy
-            fits = chunk.n <= s.body_limit
-            s.request.body.p = chunk.p
-            s.request.body.n = chunk.n if fits else s.body_limit
-            s.request.body_state = (BODY_PART if not (whole and fits)
-                                    else BODY_WHOLE if chunk.n else BODY_NONE)
-            decide(pool, s, host)
-        else:
-            fits = keep_body(pool, s, chunk)
-            if end or not fits:
-                decide_on_kept(pool, s, host, BODY_WHOLE if fits else BODY_PART)
+        take_body(pool, s, host, chunk, end, s.plan_mode != BODY_MODE_STREAMED and s.announced_body != 1)
         if s.phase == PHASE_REFUSED:
             return refuse(pool, s, host, out)
     return proceed(pool, s, host, message, IN_REQUEST_BODY, was_waiting and s.phase == PHASE_DECIDED, out)

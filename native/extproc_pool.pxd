@@ -36,6 +36,12 @@ cdef enum Tell:
     TELL_ALL = 2
 
 
+cdef enum Upgrade:                       # bits: what the headers say of it
+    UPGRADE_NAMED = 1                    # upgrade: something
+    UPGRADE_ASKED = 2                    # connection: upgrade
+    UPGRADE_FRAMED = 4                   # a body is announced
+
+
 cdef struct BodyPlan:
     # zero on entry of the host's plan()
     # BodyMode. BUFFERED needs a content-length within the limit; without, BUFFERED_PARTIAL is asked for
@@ -117,6 +123,8 @@ cdef struct StreamState:
     uint8_t has_path
     uint8_t has_authority
     uint8_t has_scheme
+    uint8_t upgrade                      # Upgrade
+    uint8_t by_message                   # gRPC: decided on its first message
     Header headers[128]                  # last: only what a request uses of it is ever touched
 
 
@@ -143,11 +151,16 @@ cdef struct StreamPool:
     StreamCounts counts
 
 
-cdef inline bint pool_init(StreamPool *pool, uint32_t states_max, uint64_t buffer_bytes_max) noexcept nogil:
-    """False when there is no memory; the pool is then empty and may be closed."""
+cdef inline void pool_init_states(StreamPool *pool, uint32_t states_max, uint64_t buffer_bytes_max) noexcept nogil:
+    """A pool for hosts that write no messages: there is no room for answers."""
     memset(pool, 0, sizeof(StreamPool))
     pool.states_max = states_max
     pool.buffer_bytes_max = buffer_bytes_max
+
+
+cdef inline bint pool_init(StreamPool *pool, uint32_t states_max, uint64_t buffer_bytes_max) noexcept nogil:
+    """False when there is no memory; the pool is then empty and may be closed."""
+    pool_init_states(pool, states_max, buffer_bytes_max)
     # larger than any answer can become; pages that are never written cost nothing
     pool.out = <char *>malloc(OUT_BYTES)
     return pool.out != NULL

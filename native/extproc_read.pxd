@@ -5,11 +5,12 @@ of the request point into the message afterwards.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from native.address cimport forwarded_add
-from native.base cimport HEADERS_MAX, Header, Slice, lower, slice_is, slice_is_nocase
-from native.extproc_pool cimport NO_LENGTH, STREAM_HEADER_BYTES_MAX, ExtProcHost, StreamState
-from native.extproc_reply cimport IN_REQUEST_HEADERS, IN_RESPONSE_TRAILERS, is_ours
+from native.base cimport Slice, slice_is
+from native.extproc_pool cimport ExtProcHost, StreamState
+from native.extproc_reply cimport IN_REQUEST_HEADERS, IN_RESPONSE_TRAILERS
+from native.inspect cimport take_request_header
 from native.pbwire cimport PB_BYTES, PB_VARINT, PbField, PbReader, pb_is, pb_next, pb_reader
+from native.wording cimport is_ours
 
 cdef enum Fault:
     STREAM_SEND = 0              # stream_message(): out is to be sent
@@ -54,91 +55,6 @@ cdef extern from *:
         return fault <= 0 && fault > -16 ? texts[-fault] : "unknown fault"; }
     """
     const char *or_fault_text(int fault) noexcept nogil
-
-
-cdef inline bint take_pseudo(StreamState *s, Slice value, Slice *field, uint8_t *seen) noexcept nogil:
-    cdef uint32_t room = STREAM_HEADER_BYTES_MAX - s.header_bytes
-    if seen[0]:
-        s.fault = FAULT_PSEUDO_TWICE
-        return False
-    seen[0] = 1
-    if value.n > room:
-        value.n = room
-        s.request.headers_dropped += 1
-    s.header_bytes += value.n
-    field[0] = value
-    return True
-
-
-cdef inline uint64_t read_length(Slice v) noexcept nogil:
-    """Up to nine digits; NO_LENGTH otherwise, which is more than any limit too."""
-    cdef uint64_t n = 0
-    cdef uint32_t i
-    if v.n == 0 or v.n > 9:
-        return NO_LENGTH
-    for i in range(v.n):
-        if not 48 <= v.p[i] <= 57:
-            return NO_LENGTH
-        n = n * 10 + <uint64_t>(v.p[i] - 48)
-    return n
-
-
-cdef inline bint take_request_header(StreamState *s, const ExtProcHost *host, Slice name,
-                                     Slice value) noexcept nogil:
-    """One header into the request; False, and s.fault set, when it may not be there."""
-    cdef Header *h
-    if name.n == 0:
-        s.request.headers_dropped += 1
-        return True
-    if name.p[0] == 58:
-        if slice_is(name, ":method", 7):
-            return take_pseudo(s, value, &s.request.method, &s.has_method)
-        if slice_is(name, ":path", 5):
-            return take_pseudo(s, value, &s.request.path, &s.has_path)
-        if slice_is(name, ":authority", 10):
-            return take_pseudo(s, value, &s.request.authority, &s.has_authority)
-        if slice_is(name, ":scheme", 7):
-            return take_pseudo(s, value, &s.request.scheme, &s.has_scheme)
-        return True
-    # what follows must not depend on room: padding would switch it off
-    if is_ours(name):
-        s.has_foreign = 1
-    if host.address_header.n == 0:
-        if slice_is_nocase(name, "x-forwarded-for", 15):
-            forwarded_add(&s.forwarded, value)
-    elif same_name(name, host.address_header):
-        forwarded_add(&s.forwarded, value)
-    if (name.n == 12 and slice_is_nocase(name, "content-type", 12) and value.n >= 16
-            and starts_nocase(value, "application/grpc", 16)):
-        s.is_grpc = 1
-    if name.n == 14 and slice_is_nocase(name, "content-length", 14):
-        s.content_length = read_length(value)
-    if (s.request.n_headers >= HEADERS_MAX or name.n > STREAM_HEADER_BYTES_MAX
-            or value.n > STREAM_HEADER_BYTES_MAX
-            or s.header_bytes + name.n + value.n > STREAM_HEADER_BYTES_MAX):
-        s.request.headers_dropped += 1
-        return True
-    h = &s.headers[s.request.n_headers]
-    h.name = name
-    h.value = value
-    s.header_bytes += name.n + value.n
-    s.request.n_headers += 1
-    return True
-
-
-cdef inline bint same_name(Slice a, Slice b) noexcept nogil:
-    cdef uint32_t i
-    if a.n != b.n:
-        return False
-    for i in range(a.n):
-        if lower(<uint8_t>a.p[i]) != lower(<uint8_t>b.p[i]):
-            return False
-    return True
-
-
-cdef inline bint starts_nocase(Slice s, const char *lit, uint32_t n) noexcept nogil:
-    s.n = n if s.n > n else s.n
-    return slice_is_nocase(s, lit, n)
 
 
 cdef inline bint read_header(Slice entry, Slice *name, Slice *value) noexcept nogil:
@@ -188,6 +104,7 @@ cdef inline bint read_header_map(StreamState *s, const ExtProcHost *host, Slice 
             break
         if status == NULL:
             if not take_request_header(s, host, name, value):
+                s.fault = FAULT_PSEUDO_TWICE
                 return False
         elif is_ours(name):
             s.has_foreign = 1

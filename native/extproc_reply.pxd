@@ -11,19 +11,8 @@ from native.pbwire cimport (PB_BYTES, PbField, PbReader, PbWriter, pb_close, pb_
                             pb_put_double, pb_put_raw, pb_put_text, pb_put_uint, pb_reader, pb_written)
 from native.reasons cimport or_reason_name
 from native.extproc_pool cimport ANSWER_BYTES_MAX, Answer, StreamState
-
-cdef extern from *:
-    """
-    static inline const char *or_action_name(unsigned a) {
-        static const char *const names[5] = {"allow", "tag", "throttle", "challenge", "block"};
-        return a < 5 ? names[a] : "allow"; }
-    static inline const char *or_details(unsigned a) {
-        static const char *const names[5] = {"outrider_allow", "outrider_tag", "outrider_throttle",
-                                             "outrider_challenge", "outrider_block"};
-        return a < 5 ? names[a] : "outrider_block"; }
-    """
-    const char *or_action_name(unsigned action) noexcept nogil
-    const char *or_details(unsigned action) noexcept nogil
+from native.wording cimport (bounded, escape_place, hex64, is_ours, number_text, or_action_name, or_details, printable,
+                             score_text)
 
 cdef enum Part:
     # fields of ProcessingRequest and, with the other meaning, of ProcessingResponse
@@ -44,27 +33,6 @@ cdef enum Part:
     OUT_MODE_OVERRIDE = 9
 
 
-cdef inline bint is_ours(Slice name) noexcept nogil:
-    """x-outrider-*, in any case; '_' counts as '-', since CGI-like upstreams see no difference."""
-    cdef const char *prefix = "x-outrider-"
-    cdef uint32_t i
-    cdef uint8_t c
-    if name.n < 11:
-        return False
-    for i in range(11):
-        c = lower(<uint8_t>name.p[i])
-        if c == 95:
-            c = 45
-        if c != <uint8_t>prefix[i]:
-            return False
-    return True
-
-
-cdef inline double bounded(double score) noexcept nogil:
-    """0..1; a NaN is 0."""
-    return (score if score < 1.0 else 1.0) if score > 0.0 else 0.0
-
-
 cdef inline void put_set_header(PbWriter *w, const char *name, const char *value, uint32_t n) noexcept nogil:
     """HeaderMutation.set_headers: OVERWRITE_IF_EXISTS_OR_ADD."""
     cdef uint32_t option = pb_written(w), header
@@ -76,26 +44,14 @@ cdef inline void put_set_header(PbWriter *w, const char *name, const char *value
     pb_close(w, 1, option)
 
 
-cdef inline void hex64(uint64_t v, char *out) noexcept nogil:
-    cdef const char *digits = "0123456789abcdef"
-    cdef int i
-    for i in range(16):
-        out[i] = digits[(v >> (60 - 4 * i)) & 15]
-
-
 cdef inline void put_decision_headers(PbWriter *w, const Decision *d) noexcept nogil:
     """x-outrider-score (0.0000 to 1.0000), x-outrider-action (what is carried out), x-outrider-id."""
     cdef char text[16]
     cdef const char *action = or_action_name(d.enforced)
-    cdef uint32_t parts = <uint32_t>(bounded(d.score) * 10000.0 + 0.5), i
     hex64(d.id, text)
     put_set_header(w, "x-outrider-id", text, 16)
     put_set_header(w, "x-outrider-action", action, <uint32_t>strlen(action))
-    for i in range(4):
-        text[5 - i] = <char>(48 + parts % 10)
-        parts //= 10
-    text[0] = <char>(48 + parts)
-    text[1] = 46
+    score_text(d.score, text)
     put_set_header(w, "x-outrider-score", text, 6)
 
 
@@ -115,14 +71,6 @@ cdef inline bint is_set_name(Slice name) noexcept nogil:
             if i == name.n:
                 return True
     return False
-
-
-cdef inline bint printable(Slice s) noexcept nogil:
-    cdef uint32_t i
-    for i in range(s.n):
-        if not 32 <= <uint8_t>s.p[i] < 127:
-            return False
-    return True
 
 
 cdef inline void put_removals(PbWriter *w, Slice header_map, bint keep_set) noexcept nogil:
@@ -181,25 +129,6 @@ cdef inline void put_struct_number(PbWriter *w, const char *name, double v) noex
     end_struct_field(w, name, mark, mark)
 
 
-cdef inline uint32_t escape_place(const char *p, uint32_t n, char *out) noexcept nogil:
-    """Printable ASCII stays, every other byte and the backslash become \\xNN; out holds 4 * n."""
-    cdef const char *digits = "0123456789abcdef"
-    cdef uint32_t i, k = 0
-    cdef uint8_t c
-    for i in range(n):
-        c = <uint8_t>p[i]
-        if 32 <= c < 127 and c != 92:
-            out[k] = <char>c
-            k += 1
-        else:
-            out[k] = 92
-            out[k + 1] = 120
-            out[k + 2] = digits[c >> 4]
-            out[k + 3] = digits[c & 15]
-            k += 4
-    return k
-
-
 cdef inline void put_metadata(PbWriter *w, const Decision *d, Slice route) noexcept nogil:
     """ProcessingResponse.dynamic_metadata: namespace "outrider".
 
@@ -255,8 +184,7 @@ cdef inline void put_immediate(PbWriter *w, const Decision *d, const Answer *a, 
     cdef uint32_t outer = pb_written(w), mark
     cdef uint16_t wait_s = a.retry_after_s if a.retry_after_s else d.retry_after_s
     cdef uint32_t status = a.status
-    cdef char text[8]
-    cdef uint32_t n = 8
+    cdef char text[10]
     if status < 200 or status > 599:
         status = 429 if d.enforced == ACTION_THROTTLE else 403
     pb_put_text(w, 5, or_details(d.enforced if d.enforced <= ACTION_BLOCK else ACTION_BLOCK))
@@ -269,11 +197,7 @@ cdef inline void put_immediate(PbWriter *w, const Decision *d, const Answer *a, 
         pb_put_bytes(w, 3, a.body.p, a.body.n)
     mark = pb_written(w)
     if wait_s:
-        while wait_s:
-            n -= 1
-            text[n] = <char>(48 + wait_s % 10)
-            wait_s //= 10
-        put_set_header(w, "retry-after", text + n, 8 - n)
+        put_set_header(w, "retry-after", text, number_text(wait_s, text))
     put_set_header(w, "cache-control", "no-store", 8)
     if a.content_type.n and a.content_type.n <= 256 and printable(a.content_type) and not is_grpc:
         put_set_header(w, "content-type", a.content_type.p, a.content_type.n)

@@ -22,6 +22,7 @@ from libc.string cimport memcmp, memset, strerror, strlen
 from posix.fcntl cimport O_RDONLY, open
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, mprotect, munmap
 from posix.stat cimport S_ISDIR, S_ISREG, fstat, struct_stat
+from posix.types cimport uid_t
 from posix.unistd cimport close, geteuid, read
 
 from native.base cimport siphash24
@@ -303,11 +304,11 @@ cdef inline void modelset_close(ModelSet *m) noexcept nogil:
     memset(m, 0, sizeof(ModelSet))
 
 
-cdef inline char *_file_read(const char *folder, const char *name, uint64_t bytes_max, uint64_t *n,
+cdef inline char *_file_read(const char *folder, const char *name, uid_t owner, uint64_t bytes_max, uint64_t *n,
                              char *err, size_t err_n) noexcept nogil:
     """A whole file into memory of its own (a mapped file could shrink under us and kill the process).
 
-    Only regular files of ours or root's that nobody else may write. NULL and a text in err on failure;
+    Only regular files of ours, root's or this owner's that nobody else may write. NULL and a text in err on failure;
     else the caller unmaps n[0] bytes."""
     cdef char path[PATH_BYTES_MAX]
     cdef struct_stat st
@@ -326,7 +327,7 @@ cdef inline char *_file_read(const char *folder, const char *name, uint64_t byte
         snprintf(err, err_n, b"%.700s: not a regular file", path)
         close(fd)
         return NULL
-    if (st.st_uid != 0 and st.st_uid != geteuid()) or st.st_mode & 0o022:
+    if (st.st_uid != 0 and st.st_uid != geteuid() and st.st_uid != owner) or st.st_mode & 0o022:
         snprintf(err, err_n, b"%.700s: refused, someone else may write it (owner %u, mode %o); models are "
                  b"code: they must belong to this user or root and be writable by nobody else",
                  path, <unsigned int>st.st_uid, <unsigned int>(st.st_mode & 0o7777))
@@ -441,7 +442,8 @@ cdef inline int _tree_open(const char *folder, const char *memory, uint64_t byte
         return -1
     if f.kind == TREE_FLOAT32:
         want = b"float32"
-    content = _file_read(folder, f.library, LIBRARY_BYTES_MAX, &n, err, err_n)
+    # code: whoever else owns the data of the folder may not have us run it
+    content = _file_read(folder, f.library, geteuid(), LIBRARY_BYTES_MAX, &n, err, err_n)
     if content == NULL:
         return -1
     sip = siphash24(content, n, 1, 2)
@@ -484,13 +486,13 @@ cdef inline int _tree_open(const char *folder, const char *memory, uint64_t byte
     return 0
 
 
-cdef inline int _modelset_fill(const char *folder, ModelSet *m, char *err, size_t err_n) noexcept nogil:
+cdef inline int _modelset_fill(const char *folder, uid_t owner, ModelSet *m, char *err, size_t err_n) noexcept nogil:
     cdef const RuntimeFile *h
     cdef uint64_t n = 0
     cdef uint64_t stored
     cdef uint32_t i
     cdef int rc
-    m.memory = _file_read(folder, b"runtime.bin", RUNTIME_BYTES_MAX, &n, err, err_n)
+    m.memory = _file_read(folder, b"runtime.bin", owner, RUNTIME_BYTES_MAX, &n, err, err_n)
     if m.memory == NULL:
         return -1
     m.memory_bytes = n
@@ -558,8 +560,12 @@ cdef inline int _modelset_fill(const char *folder, ModelSet *m, char *err, size_
     return 0
 
 
-cdef inline int modelset_open(const char *runtime_dir, ModelSet *out, char *err, size_t err_n) noexcept nogil:
+cdef inline int modelset_open(const char *runtime_dir, uid_t owner, ModelSet *out, char *err,
+                              size_t err_n) noexcept nogil:
     """Open a runtime folder: 0 and a filled out, or -1, an empty out and a text in err (err_n >= 1 bytes).
+
+    owner: whose runtime.bin is taken besides ours and root's (geteuid(): nobody's). Libraries are code and must be
+    ours or root's.
 
     Slow (reads, hashes, dlopen): never called between a request and its answer. Close with
     modelset_close. The behaviour schema is the caller's to compare: the window features are not
@@ -569,7 +575,7 @@ cdef inline int modelset_open(const char *runtime_dir, ModelSet *out, char *err,
     if strlen(runtime_dir) == 0:
         snprintf(err, err_n, b"no runtime folder given")
         return -1
-    if _modelset_fill(runtime_dir, out, err, err_n) != 0:
+    if _modelset_fill(runtime_dir, owner, out, err, err_n) != 0:
         modelset_close(out)
         return -1
     return 0

@@ -7,6 +7,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport geteuid
 
 from native.base cimport siphash24
 from native.models cimport (
@@ -192,7 +193,7 @@ cdef class Models:
         if b"\0" in path:
             raise ModelsError(f"{self.folder!r}: a path has no NUL bytes")
         with nogil:
-            rc = modelset_open(p, &self.set, err, sizeof(err))
+            rc = modelset_open(p, geteuid(), &self.set, err, sizeof(err))
         if rc != 0:
             raise ModelsError(err.decode("utf-8", "replace"))
         self.opened = True

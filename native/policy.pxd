@@ -8,7 +8,7 @@ sees half a policy.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
-from native.base cimport Request, Slice, lower
+from native.base cimport Slice, lower
 from native.text cimport TEXT_HEADERS_MAX, TextPolicy
 
 cdef enum:
@@ -178,8 +178,7 @@ cdef inline void policy_bound(Policy *p) noexcept nogil:
 
 
 cdef inline bint path_matches(const RoutePolicy *r, Slice path) noexcept nogil:
-    """Exact, or a pattern by segments. The path is compared as sent: Envoy and NGINX hand
-    over a normalised one (envoy.yaml switches that on), so nothing is decoded twice here."""
+    """Exact, or a pattern by segments."""
     cdef uint32_t i = 0, j = 0, n = r.path_n
     if r.kind == PATH_ANY:
         return True
@@ -203,11 +202,12 @@ cdef inline bint path_matches(const RoutePolicy *r, Slice path) noexcept nogil:
     return j == path.n
 
 
-cdef inline uint16_t find_route(const Policy *p, const Request *r) noexcept nogil:
-    """Index of the first route that matches; 0, the service's default, where none does."""
-    cdef uint32_t i, bit = method_bit(r.method)
+cdef inline uint16_t find_route(const Policy *p, Slice method, Slice path) noexcept nogil:
+    """Index of the first route that matches; 0, the service's default, where none does. path: as normal_path() of
+    native/paths.pxd makes it."""
+    cdef uint32_t i, bit = method_bit(method)
     for i in range(1, p.n_routes):
-        if (p.route[i].methods == 0 or p.route[i].methods & bit) and path_matches(&p.route[i], r.path):
+        if (p.route[i].methods == 0 or p.route[i].methods & bit) and path_matches(&p.route[i], path):
             return <uint16_t>i
     return 0
 

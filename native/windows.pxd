@@ -113,12 +113,13 @@ cdef inline bint id_key(const char *p, uint32_t n) noexcept nogil:
             or (n == 8 and memcmp(p, b"customer", 8) == 0))
 
 
-cdef inline void shape_of(const Request *r, bint login_route, Shape *s) noexcept nogil:
+cdef inline void shape_of(const Request *r, Slice path, bint login_route, Shape *s) noexcept nogil:
+    """path: the request's, in its normal form."""
     cdef uint64_t h = <uint64_t>0xcbf29ce484222325u, ids = 0, number
     cdef uint32_t i = 0, start, eq
     cdef uint32_t bit = method_bit(r.method)
-    cdef const char *p = r.path.p
-    cdef uint32_t n = r.path.n
+    cdef const char *p = path.p
+    cdef uint32_t n = path.n
     memset(s, 0, sizeof(Shape))
     if n > 2048:
         n = 2048
@@ -159,11 +160,11 @@ cdef inline void shape_of(const Request *r, bint login_route, Shape *s) noexcept
         s.template_hash = <uint32_t>mix64(h + bit) | 1
         s.object_hash = mix64(h ^ ids) | 1
     s.is_write = 0 if bit & (METHOD_GET | METHOD_HEAD | METHOD_OPTIONS) else 1
-    n = r.path.n if r.path.n < 256 else 256
+    n = path.n if path.n < 256 else 256
     if login_route:
         s.is_login = s.is_strict_login = 1
     elif bit == METHOD_POST and n:
-        p = r.path.p
+        p = path.p
         if (contains_nocase(p, n, b"login", 5) or contains_nocase(p, n, b"logon", 5)
                 or contains_nocase(p, n, b"signin", 6) or contains_nocase(p, n, b"sign-in", 7)
                 or contains_nocase(p, n, b"sign_in", 7) or contains_nocase(p, n, b"xmlrpc", 6)):

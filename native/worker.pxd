@@ -15,6 +15,7 @@ from native.text cimport TextResult, TextScratch
 
 cdef enum:
     PREEMPTED_NS = 2000000       # later than this is the scheduler's doing, not a stage's
+    PATH_BYTES = 65536           # of a path in its normal form; hosts keep fewer
 
 
 cdef extern from *:
@@ -50,6 +51,7 @@ cdef struct Worker:
     TextScratch text
     TextResult found
     char token[4096]
+    char path[65536]             # PATH_BYTES
     Policy policy
 
 
@@ -61,8 +63,10 @@ cdef inline bint worker_refresh(Worker *w) noexcept nogil:
     """Take over a new policy, if there is one. False while there never was any."""
     cdef uint64_t g = or_load64(&w.arena.head.policy_generation)
     cdef int _tries
+    if g == 0:
+        return False                              # none yet, or the file behind the arena has gone
     if g == w.policy_generation:
-        return g != 0
+        return True
     for _tries in range(8):
         memcpy(&w.policy, &w.arena.policy[g & 1], sizeof(Policy))
         or_fence_acquire()
@@ -107,7 +111,7 @@ cdef inline void worker_init(Worker *w, Arena *arena, ModelSlot *slot) noexcept 
     memset(w, 0, sizeof(Worker))
     w.arena = arena
     w.slot = slot
-    n = or_add64(&arena.head.next_slot, 1) % arena.head.counter_slots
+    n = or_add64(&arena.head.next_slot, 1) % arena.n_slots
     w.counters = &arena.counters[n]
     w.random = mix64(or_now_ns() + n) | 1
     w.route_counters = &arena.route_counters[n * ROUTES_MAX]

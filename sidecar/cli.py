@@ -9,6 +9,7 @@ import click
 # name -> (module in sidecar.commands, one-line help shown by `outrider --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("bench", "Load benchmarks: Envoy bare, with an empty server, with Outrider."),
+    "build-plugin": ("build_plugin", "Build the module that puts Outrider inside Envoy or NGINX."),
     "bundle": ("bundle", "Inspect, verify or compile a model bundle."),
     "check": ("check", "Check a configuration file and say everything that is wrong with it."),
     "completion": ("completion", "Print the shell completion script."),

@@ -55,7 +55,7 @@ def test_only_the_owner_may_read_it(path: Path) -> None:
     ("at", "form", "value", "says"),
     [
         (MAGIC_AT, "<Q", 0x1234, "wrong magic"),
-        (VERSION_AT, "<I", 99, "layout version 99, this build reads version 2"),
+        (VERSION_AT, "<I", 99, "layout version 99, this build reads version 3"),
         (TOTAL_AT, "<Q", 4096, "size mismatch"),
     ],
 )

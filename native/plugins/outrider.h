@@ -37,9 +37,9 @@ typedef enum {
 
 /* ---- the arena ---------------------------------------------------------------------------------------------- */
 
-/* The site of this arena path (absolute), made when it is first asked for; NULL with a text in err for a path that
- * can't be one, where its failure mode contradicts an earlier call's, or where there are more than 16. The file need
- * not be there. Starts nothing and opens nothing: may be called before fork. */
+/* The site of this arena path (absolute) and failure mode, made when it is first asked for; NULL with a text in err for
+ * a path that can't be one, or where there are more than 16. The file need not be there. Starts nothing and opens
+ * nothing: may be called before fork. */
 or_site *or_site_open(const char *arena, size_t n, int fail_closed, or_log_fn log, void *log_ctx, char *err,
                       size_t err_n);
 

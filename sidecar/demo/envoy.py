@@ -13,7 +13,9 @@ from typing import Any
 
 import yaml
 
-TEMPLATE = Path(__file__).with_name("envoy.yaml")  # a link to envoy/envoy.yaml at the project's root
+# links to the files in envoy/ at the project's root
+TEMPLATE = Path(__file__).with_name("envoy.yaml")
+PLUGIN_TEMPLATE = Path(__file__).with_name("envoy-plugin.yaml")
 
 
 class DemoError(Exception):
@@ -57,6 +59,7 @@ class EnvoyPlan:
     trusted_hops: int = 1
     failure_open: bool = True
     message_timeout_s: float = 1.0
+    arena: Path | None = None  # set: Outrider is a module inside Envoy, not behind ext_proc
 
 
 def filters(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -69,10 +72,11 @@ def filters(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def render(plan: EnvoyPlan) -> dict[str, Any]:
     """The shipped configuration on loopback with this run's ports. DemoError if the file isn't there."""
     try:
-        config: dict[str, Any] = yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))
+        template = TEMPLATE if plan.arena is None else PLUGIN_TEMPLATE
+        config: dict[str, Any] = yaml.safe_load(template.read_text(encoding="utf-8"))
     except OSError as error:
         raise DemoError(
-            f"can't read the Envoy configuration {TEMPLATE}: {error.strerror}. "
+            f"can't read the Envoy configuration {template}: {error.strerror}. "
             "Run the demo from a checkout, or reinstall the package"
         ) from error
     resources = config["static_resources"]
@@ -84,9 +88,13 @@ def render(plan: EnvoyPlan) -> dict[str, Any]:
     # one's address into X-Forwarded-For.
     hcm["xff_num_trusted_hops"] = plan.trusted_hops
     hcm["access_log"][0]["typed_config"]["path"] = str(plan.access_log)
-    ext_proc = found["envoy.filters.http.ext_proc"]
-    ext_proc["failure_mode_allow"] = plan.failure_open
-    ext_proc["message_timeout"] = ext_proc["max_message_timeout"] = f"{plan.message_timeout_s}s"
+    if plan.arena is None:
+        ext_proc = found["envoy.filters.http.ext_proc"]
+        ext_proc["failure_mode_allow"] = plan.failure_open
+        ext_proc["message_timeout"] = ext_proc["max_message_timeout"] = f"{plan.message_timeout_s}s"
+    else:
+        failure = "open" if plan.failure_open else "closed"
+        found["outrider"]["filter_config"]["value"] = f"arena={plan.arena} failure={failure}"
     for cluster in resources["clusters"]:
         address = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]
         if cluster["name"] == "api":

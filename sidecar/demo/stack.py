@@ -18,6 +18,7 @@ import yaml
 from sidecar.demo.envoy import DemoError, EnvoyPlan, arguments, render, write_config
 from sidecar.demo.supervisor import Child, answers, free_port, wait_until
 from sidecar.memory import memory_folder
+from sidecar.plugins import build
 
 SETTINGS = Path(__file__).with_name("outrider.yaml")
 SOCKET_PATH_MAX = 107  # bytes, sun_path less its terminator
@@ -55,7 +56,8 @@ def make_folder() -> Path:
 class Stack:
     """Demo API, sidecar and Envoy on loopback.
 
-    settings: laid over the demo's outrider.yaml; plan: fields of EnvoyPlan to change. The folder with
+    settings: laid over the demo's outrider.yaml; plan: fields of EnvoyPlan to change; plugin: Outrider inside Envoy,
+    and not behind ext_proc. The folder with
     configurations, logs, socket and arena is removed on leaving unless `keep` is set or an error ended
     the block.
     """
@@ -66,7 +68,9 @@ class Stack:
         plan: dict[str, Any] | None = None,
         keep: bool = False,
         fixed_ports: bool = True,
+        plugin: bool = False,
     ) -> None:
+        library = build("envoy") if plugin else None
         self.folder = make_folder()
         self.keep = keep
         self.logs = self.folder / "logs"
@@ -88,6 +92,8 @@ class Stack:
             ),
             **(plan or {}),
         )
+        if library is not None:
+            self.plan = replace(self.plan, arena=self.arena)
         self.write_settings(settings or {})
         envoy_config = write_config(self.plan, self.folder / "envoy.json", render(self.plan))
         python = [sys.executable, "-m"]
@@ -102,6 +108,8 @@ class Stack:
             self.logs / "sidecar.log",
         )
         self.envoy = Child("Envoy", arguments(envoy_config), self.logs / "envoy.log")
+        if library is not None:
+            self.envoy.env["ENVOY_DYNAMIC_MODULES_SEARCH_PATH"] = str(library.parent)
         self.children = [self.api, self.sidecar, self.envoy]
         root = str(Path(__file__).resolve().parents[2])
         for child in (self.api, self.sidecar):
@@ -109,6 +117,15 @@ class Stack:
             child.env["PYTHONPATH"] = os.pathsep.join(
                 p for p in (root, os.environ.get("PYTHONPATH", "")) if p
             )
+
+    @property
+    def port(self) -> int:
+        """Where requests go in."""
+        return self.ports["envoy"]
+
+    @property
+    def proxy(self) -> Child:
+        return self.envoy
 
     @property
     def url(self) -> str:
@@ -141,7 +158,9 @@ class Stack:
         wait_until(lambda: answers(self.admin_url + "/readyz"), "it was ready", [self.sidecar])
 
     def wait_for_envoy(self, healthy: bool = True) -> None:
-        """Until Envoy's health check sees the sidecar as up (or down)."""
+        """Until Envoy's health check sees the sidecar as up (or down). A module asks nobody."""
+        if self.plan.arena is not None:
+            return
         wait_until(
             lambda: self.envoy_sees_sidecar() is healthy,
             f"Envoy saw the sidecar as {'up' if healthy else 'down'}",
