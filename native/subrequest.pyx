@@ -6,9 +6,8 @@ from libc.string cimport memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
 from native.base cimport ACTION_THROTTLE, Slice, or_unix_us
-from native.extproc cimport find_client, split_path, told
 from native.extproc_pool cimport NO_LENGTH, Answer, ExtProcHost, StreamState
-from native.extproc_read cimport take_request_header
+from native.inspect cimport find_client, split_path, take_request_header, told
 
 from native.arenafile import ACTIONS
 

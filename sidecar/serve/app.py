@@ -336,7 +336,8 @@ class Application:
 
     def _counters(self) -> Mapping[str, int]:
         core = self.core
-        return core.arena.counters() if core is not None else {}
+        # those given up are known to the ring's only reader, which is this process
+        return {**core.arena.counters(), "events_given_up": core.arena.events_given_up} if core is not None else {}
 
     def _histograms(self) -> Mapping[str, list[int]]:
         core = self.core

@@ -1,7 +1,8 @@
 """/metrics: what the arena, the transport and this process have counted, in Prometheus' words.
 
 The arena counts; this module only names. Counters live in the arena's file, so they go on where they
-were when the sidecar is restarted. No label holds anything that a client chose.
+were when the sidecar is restarted, and hold what all processes have decided that have it open: the sidecar and the
+plugins in proxies. No label holds anything that a client chose.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ FAMILIES: dict[str, tuple[str, str, str]] = {
     "action": ("outrider_decisions", "action", "Decisions by the action that scores and policy asked for."),
     "enforced": ("outrider_enforced", "action", "Decisions by the action that was carried out."),
     "skipped": ("outrider_stages_skipped", "stage", "Stages left out for lack of budget."),
+    "unjudged": (
+        "outrider_unjudged",
+        "outcome",
+        "Requests that a proxy's plugin passed (open) or refused (closed), with no arena or policy to decide by; "
+        "known here once it has attached.",
+    ),
 }
 # the others: name -> (metric, help); one that isn't named here is shown under its own name
 SINGLES: dict[str, tuple[str, str]] = {
@@ -30,6 +37,14 @@ SINGLES: dict[str, tuple[str, str]] = {
     "budget_overruns": ("outrider_budget_overruns", "Decisions that took longer than their budget."),
     "events": ("outrider_events", "Decision records handed to the control plane."),
     "events_dropped": ("outrider_events_dropped", "Decision records lost because the ring was full."),
+    "events_given_up": (
+        "outrider_events_given_up",
+        "Decision records lost because whoever wrote them ended before they were whole.",
+    ),
+    "proxies_attached": (
+        "outrider_proxies_attached",
+        "Times that a proxy's process has opened the arena to decide by itself.",
+    ),
     "clients_claimed": ("outrider_clients_claimed", "Client entries taken for a new client."),
     "clients_evicted": ("outrider_clients_evicted", "Client entries taken from another client."),
     "clients_contended": ("outrider_clients_contended", "Updates let go because an entry was held too long."),
