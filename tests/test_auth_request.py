@@ -1,0 +1,542 @@
+"""The auth_request server: a real NGINX with the configuration that ships, a real sidecar, and the wire by hand."""
+from __future__ import annotations
+
+import asyncio
+import http.client
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from extproc_messages import request_headers
+from live_sidecar import Sidecar, free_port, until
+
+from sidecar.serve import auth_request
+from sidecar.serve.auth_request import AuthServer
+
+CONF = Path(__file__).resolve().parent.parent / "envoy" / "nginx-auth-request.conf"
+REFUSAL = {"type": "about:blank", "title": "Request refused"}
+SQL = "/search?q=%27%20OR%201%3D1%20UNION%20SELECT%20password%20FROM%20users--"
+
+
+# ---- NGINX, the sidecar and a service
+
+
+class Service(http.server.ThreadingHTTPServer):
+    """Answers with what it got; /forbidden with 403 and headers of ours."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            body = json.dumps({"method": self.command, "path": self.path, "headers": self.headers.items(),
+                               "body": self.rfile.read(int(self.headers.get("content-length", 0))).decode()}).encode()
+            self.send_response(403 if self.path == "/forbidden" else 200)
+            self.send_header("content-length", str(len(body)))
+            self.send_header("x-outrider-score", "0.9999")
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_PUT = do_GET
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), self.Handler)
+        threading.Thread(target=self.serve_forever, args=(0.1,), daemon=True).start()
+
+
+class Stack:
+    def __init__(self, folder: Path, **over: Any) -> None:
+        self.folder = folder
+        self.socket = folder / "auth.sock"
+        over.setdefault("listen", {}).setdefault("auth_request", f"unix:{self.socket}")
+        self.sidecar = Sidecar(folder, **over).start()
+        self.service = Service()
+        self.port = free_port()
+        self.nginx: subprocess.Popen[bytes] | None = None
+        self.conf = folder / "nginx.conf"
+        text = CONF.read_text()
+        user = "user root;" if os.geteuid() == 0 else ""
+        for old, new in (
+            ("worker_processes auto;", f"worker_processes 1; daemon off; pid {folder}/nginx.pid; "
+                                       f"error_log {folder}/error.log info; {user}"),
+            ("server 127.0.0.1:8080;", f"server 127.0.0.1:{self.service.server_port};"),
+            ("unix:/run/outrider/auth.sock;\n        keepalive", f"unix:{self.socket};\n        keepalive"),
+            ("listen 0.0.0.0:80;", f"listen 127.0.0.1:{self.port};"),
+            ("/var/log/nginx/access.log", f"{folder}/access.log"),
+            # the test's clients name their address in a header
+            ("# set_real_ip_from 192.0.2.0/24;", "set_real_ip_from 127.0.0.1;"),
+            ("# real_ip_header X-Forwarded-For;", "real_ip_header X-Test-Client;"),
+        ):
+            assert text.count(old) == 1, old
+            text = text.replace(old, new)
+        self.text = text
+
+    def start(self, text: str | None = None) -> None:
+        self.conf.write_text(self.text if text is None else text)
+        command = ["nginx", "-p", str(self.folder), "-c", str(self.conf), "-e", str(self.folder / "error.log")]
+        self.nginx = subprocess.Popen(command)
+        until(lambda: self.get("/")[0] or True if self.listens() else None, "NGINX doesn't listen")
+
+    def listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def get(self, target: str, method: str = "GET", body: str | None = None, client: str = "192.0.2.7",
+            headers: list[tuple[str, str]] | None = None) -> tuple[int, dict[str, str], str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.putrequest(method, target)
+            connection.putheader("X-Test-Client", client)
+            for name, value in headers or []:
+                connection.putheader(name, value)
+            if body is not None:
+                connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body.encode() if body is not None else None)
+            answer = connection.getresponse()
+            return answer.status, {n.lower(): v for n, v in answer.getheaders()}, answer.read().decode()
+        finally:
+            connection.close()
+
+    def seen(self, target: str, **kwargs: Any) -> dict[str, Any]:
+        """What the service got; headers by lower-case name."""
+        status, _, body = self.get(target, **kwargs)
+        assert status == 200, body
+        got: dict[str, Any] = json.loads(body)
+        got["headers"] = {name.lower(): value for name, value in got["headers"]}
+        return got
+
+    def close(self) -> None:
+        for process in (self.nginx, self.sidecar.process):
+            if process is not None and process.poll() is None:
+                process.terminate()
+                process.wait(20)
+        self.service.shutdown()
+        self.service.server_close()
+
+
+Make = Callable[..., Stack]
+
+
+@pytest.fixture
+def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
+    if shutil.which("nginx") is None:
+        pytest.skip("nginx isn't installed")
+    made: list[Stack] = []
+
+    def start(**over: Any) -> Stack:
+        made.append(Stack(tmp_path_factory.mktemp("n"), **over))
+        return made[-1]
+
+    yield start
+    for stack in made:
+        stack.close()
+
+
+def test_pass_refuse_and_count(make: Make) -> None:
+    stack = make(lists={"block": ["198.51.100.0/24"]}, decision_log={"actions": ["allow", "tag", "throttle", "block"]})
+    stack.start()
+    before = stack.sidecar.metric("outrider_requests_total")
+    got = stack.seen("/orders/7?full=yes", headers=[("User-Agent", "test")])
+    assert (got["method"], got["path"]) == ("GET", "/orders/7?full=yes")
+    assert not [name for name in got["headers"] if name.startswith("x-outrider") or name.startswith("x-original")]
+    got = stack.seen("/orders", method="POST", body='{"a": 1}')
+    assert (got["method"], got["body"]) == ("POST", '{"a": 1}')
+
+    status, headers, body = stack.get("/orders", client="198.51.100.9")
+    assert status == 403
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["cache-control"] == "no-store"
+    assert "retry-after" not in headers
+    assert json.loads(body) == {**REFUSAL, "status": 403}
+    assert stack.get(SQL)[0] == 403
+
+    assert stack.sidecar.metric("outrider_requests_total") == before + 4
+    assert stack.sidecar.metric('outrider_enforced_total{action="block"}') == 2
+    assert stack.sidecar.metric("outrider_auth_request_refusals_total") == 2
+    assert stack.sidecar.metric("outrider_auth_request_faults_total") == 0
+    # NGINX keeps its connection
+    assert stack.sidecar.metric("outrider_auth_request_connections_opened_total") == 1
+    listed, sql = until(lambda: [d for d in stack.sidecar.decisions() if d["action"] == "block"][:2], "logged")
+    assert (listed["client"], listed["method"], listed["path"]) == ("198.51.100.9", "GET", "/orders")
+    assert listed["reasons"][0]["name"] == "blocked_range"
+    assert (sql["reasons"][0]["name"], sql["place"], sql["client"]) == ("sql_injection", "query.q", "192.0.2.7")
+    posted = [d for d in stack.sidecar.decisions() if d["method"] == "POST"]
+    assert posted[0]["path"] == "/orders"
+    assert posted[0]["authority"] == f"127.0.0.1:{stack.port}"
+    # the proxy's log names the decision
+    last = until(lambda: (stack.folder / "access.log").read_text().splitlines()[-1], "the access log")
+    assert last.endswith(f"block {sql['score']:.4f} {sql['id']:016x}")
+
+
+def test_a_throttled_client_gets_429_and_retry_after(make: Make) -> None:
+    stack = make(detectors={"request_flood": {"requests": 20, "window": "10s", "action": "throttle"}},
+                 answers={"throttle": {"retry_after": "17s"}})
+    stack.start()
+    answers = [stack.get("/") for _ in range(40)]
+    status, headers, body = answers[-1]
+    assert status == 429
+    assert (headers["retry-after"], headers["content-type"]) == ("17", "application/problem+json")
+    assert json.loads(body) == {**REFUSAL, "status": 429}
+    assert answers[0][0] == 200
+    assert stack.get("/", client="192.0.2.8")[0] == 200
+
+
+def test_forged_headers(make: Make) -> None:
+    stack = make(answers={"headers": "all"}, lists={"block": ["198.51.100.0/24"]})
+    stack.start()
+    forged = [("X-Outrider-Action", "allow"), ("X-Outrider-Score", "0.0000"), ("X-Outrider-Id", "1"),
+              ("X_Outrider_Score", "0"), ("X-Original-URI", "/harmless"), ("X-Original-Method", "OPTIONS"),
+              ("X-Real-IP", "10.0.0.1"), ("X-Outrider-Status", "200")]
+    headers = stack.seen("/a", headers=forged)["headers"]
+    assert headers["x-outrider-action"] == "allow"
+    assert re.fullmatch(r"0\.[0-9]{4}", headers["x-outrider-score"])
+    assert re.fullmatch(r"[0-9a-f]{16}", headers["x-outrider-id"])
+    assert headers["x-outrider-id"] != "1"
+    assert "x_outrider_score" not in headers
+    assert stack.get(SQL, headers=forged)[0] == 403
+    assert stack.get("/a", client="198.51.100.1", headers=[*forged, ("X-Forwarded-For", "10.0.0.1")])[0] == 403
+    # and the service can't tell clients anything in our name, nor is its own 403 taken for ours
+    status, headers, body = stack.get("/forbidden")
+    assert status == 403
+    assert not [name for name in headers if name.startswith("x-outrider")]
+    assert json.loads(body)["path"] == "/forbidden"
+
+
+def test_without_answers_headers_the_service_hears_nothing_and_forgeries_go(make: Make) -> None:
+    stack = make(answers={"headers": "none"})
+    stack.start()
+    headers = stack.seen("/a", headers=[("X-Outrider-Action", "allow"), ("X-Outrider-Id", "1")])["headers"]
+    assert not [name for name in headers if name.startswith("x-outrider")]
+
+
+def test_targets_come_through_as_sent(make: Make) -> None:
+    """Nothing of a target is cut off or taken for an authority before it is judged."""
+    stack = make()
+    stack.start()
+    attack = "1%27%20UNION%20SELECT%20password%20FROM%20users--%20OR%20%27a%27=%27a"
+    for target in (f"/?u=http://x/&q={attack}", f"/a?q=1#&q={attack}", f"/a//b/../c?q={attack}"):
+        assert stack.get(target)[0] == 403, target
+
+
+def test_hops_are_counted_as_for_envoy(make: Make) -> None:
+    """client.trusted_hops: NGINX's peer stands at the right end of X-Forwarded-For."""
+    stack = make(client={"trusted_hops": 1}, lists={"block": ["198.51.100.0/24"]})
+    stack.start()
+    blocked, other = "198.51.100.1", "192.0.2.1"
+    for forwarded, status in ((blocked, 403), (f"{blocked}, {other}", 200), (f"{other}, {blocked}", 403)):
+        assert stack.get("/", headers=[("X-Forwarded-For", forwarded)])[0] == status, forwarded
+
+
+def test_without_a_sidecar_it_fails_closed_and_recovers(make: Make) -> None:
+    stack = make()
+    stack.start()
+    assert stack.get("/")[0] == 200
+    stack.sidecar.stop(signal.SIGKILL)
+    for _ in range(3):
+        assert stack.get("/")[0] == 500
+    stack.sidecar.start()                         # over the socket that the killed one left
+    assert stack.get("/")[0] == 200
+    assert stack.get(SQL)[0] == 403
+    assert stack.sidecar.stop() == 0
+    assert not stack.socket.exists()
+    assert stack.get("/")[0] == 500
+
+
+def test_failing_open_as_the_configuration_says(make: Make) -> None:
+    stack = make()
+    text = stack.text
+    for line in ("# proxy_intercept_errors on;", "# error_page 500 502 503 504 = @unjudged;"):
+        assert text.count(line) == 1
+        text = text.replace(line, line[2:])
+    stack.start(text)
+    assert stack.get(SQL)[0] == 403
+    stack.sidecar.stop(signal.SIGKILL)
+    assert stack.get(SQL)[0] == 200
+    got = stack.seen("/a", method="POST", body="x", headers=[("X-Outrider-Action", "allow")])
+    assert (got["method"], got["body"]) == ("POST", "x")
+    assert "x-outrider-action" not in got["headers"]
+    stack.sidecar.start()
+    assert stack.get(SQL)[0] == 403
+    # a sidecar that sleeps is one that doesn't answer
+    assert stack.sidecar.process is not None
+    stack.sidecar.process.send_signal(signal.SIGSTOP)
+    try:
+        assert stack.get("/")[0] == 200
+    finally:
+        stack.sidecar.process.send_signal(signal.SIGCONT)
+
+
+def test_an_incomplete_configuration_fails_closed_and_is_explained(make: Make) -> None:
+    stack = make()
+    text = stack.text.replace("proxy_set_header X-Original-URI $request_uri;", "")
+    stack.start(text)
+    assert stack.get("/", headers=[("X-Original-Method", "GET")])[0] == 500
+    (line,) = stack.sidecar.said("a subrequest can't be answered")
+    assert line["why"] == "no x-original-uri: the location has to set it with proxy_set_header"
+    assert stack.sidecar.metric("outrider_auth_request_faults_total") >= 1
+
+
+# ---- the wire
+
+
+class Judge:
+    """Refuses /no, fails at /broken, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[bytes, bytes, bytes, list[tuple[bytes, bytes]], bytes]] = []
+
+    def decide(self, method: bytes, target: bytes, authority: bytes, headers: list[tuple[bytes, bytes]],
+               peer: bytes) -> Any:
+        self.asked.append((method, target, authority, headers, peer))
+        if target == b"/broken":
+            raise RuntimeError("no")
+        refused = target == b"/no"
+        return SimpleNamespace(status=429 if refused else 0, retry_after_s=30 if refused else 0, told=refused,
+                               action="throttle", score=0.89996, id="00000000000000ff")
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[AuthServer]:
+    server = AuthServer("127.0.0.1:0", Judge(), connections_max=4, idle_s=0.5)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+def question(target: bytes = b"/", *more: bytes, line: bytes = b"GET /outrider HTTP/1.1", real: bytes = b"192.0.2.1",
+             method: bytes = b"GET") -> bytes:
+    return b"\r\n".join([line, b"Host: shop.example", b"X-Original-Method: " + method, b"X-Original-URI: " + target,
+                         b"X-Real-IP: " + real, *more, b"", b""])
+
+
+async def ask(server: AuthServer, data: bytes, *, end: bool = False) -> bytes:
+    """All that comes until the server closes, or after `end` of ours."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        writer.write(data)
+        if end:
+            writer.write_eof()
+        return await asyncio.wait_for(reader.read(), 20)
+    finally:
+        writer.close()
+
+
+async def test_the_wire_of_a_pass_and_a_refusal(server: AuthServer) -> None:
+    got = await ask(server, question() + question(b"/no", b"Connection: close"))
+    assert got == (
+        b"HTTP/1.1 204 No Content\r\n\r\n"
+        b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nX-Outrider-Status: 429\r\nRetry-After: 30\r\n"
+        b"X-Outrider-Action: throttle\r\nX-Outrider-Score: 0.9000\r\nX-Outrider-Id: 00000000000000ff\r\n"
+        b"Connection: close\r\n\r\n")
+    method, target, authority, headers, peer = server.judge.asked[0]  # type: ignore[attr-defined]
+    assert (method, target, authority, peer) == (b"GET", b"/", b"shop.example", b"192.0.2.1")
+    assert headers == [(b"x-real-ip", b"192.0.2.1")]
+
+
+async def test_requests_in_single_bytes(server: AuthServer) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    for byte in question(b"/no", b"Accept: a", b"ACCEPT: b"):
+        writer.write(bytes([byte]))
+        await writer.drain()
+        await asyncio.sleep(0)
+    assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)).startswith(b"HTTP/1.1 403 ")
+    assert server.judge.asked[0][3][:2] == [(b"accept", b"a"), (b"accept", b"b")]  # type: ignore[attr-defined]
+    writer.close()
+
+
+@pytest.mark.parametrize(("data", "status", "why"), [
+    (b"\x16\x03\x01\x02\x00\x01\x00", 400, b"not HTTP"),
+    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, b"not HTTP"),
+    (question(b"/", b"Bad Name: x"), 400, b"not HTTP"),
+    (question(b"/", b"X: a\x00b"), 400, b"not HTTP"),
+    (question(b"/", b"Content-Length: 5") + b"hello", 413, b"no body"),
+    (question(b"/", b"Transfer-Encoding: chunked") + b"5\r\nhello\r\n0\r\n\r\n", 413, b"no body"),
+    (question(b"/", b"Connection: upgrade", b"Upgrade: websocket"), 400, b"another protocol"),
+    (question(line=b"POST / HTTP/1.1"), 405, b"is a GET"),
+    (question(line=b"HEAD / HTTP/1.1"), 405, b"is a GET"),
+    (question(b""), 400, b"no x-original-uri"),
+    (question(method=b""), 400, b"no x-original-method"),
+    (question(real=b""), 400, b"no x-real-ip"),
+    (question(b"/", b"x-original-uri: /other"), 400, b"x-original-uri is there twice"),
+    (question(b"/", b"X-REAL-IP: 10.0.0.1"), 400, b"x-real-ip is there twice"),
+    (question(b"/", b"Host: other"), 400, b"host is there twice"),
+    (b"GET / HTTP/1.1\r\n\r\n", 400, b"no x-original-method"),
+    (question(b"/", b"X: " + b"a" * (65 << 10)), 431, b"bytes of headers"),
+    (question(b"/" + b"a" * (65 << 10)), 431, b"bytes of headers"),
+    (b"GET /" + b"a" * (200 << 10), 431, b"bytes of headers"),
+    (question(b"/", *[b"A: b"] * 300), 431, b"256 of them"),
+    (question(b"/broken"), 500, b"deciding failed"),
+])
+async def test_what_is_no_subrequest_gets_an_error_and_the_connection_ends(
+    server: AuthServer, data: bytes, status: int, why: bytes
+) -> None:
+    got = await ask(server, data)
+    head, _, body = got.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), got
+    assert b"Connection: close" in head
+    assert why in body
+    assert len(body) == int(re.search(rb"Content-Length: (\d+)", head)[1])  # type: ignore[index]
+    assert server.counts["faults_total"] == 1
+    assert server.counts["internal_errors_total"] == (status == 500)
+    # others are served on
+    assert (await ask(server, question(b"/", b"Connection: close"))).startswith(b"HTTP/1.1 204 ")
+
+
+async def test_many_requests_at_once_are_cut_off(server: AuthServer) -> None:
+    got = await ask(server, question() * 100)
+    assert got.count(b" 204 ") == auth_request.AT_ONCE_MAX
+    assert b" 400 " in got
+
+
+async def test_connections_beyond_the_limit_are_closed(server: AuthServer) -> None:
+    held = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(4)]
+    for _, writer in held:
+        writer.write(question())
+    for reader, _ in held:
+        assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    with_nothing = await asyncio.wait_for(_read(reader), 20)
+    assert with_nothing == b""
+    assert server.stats()["connections_refused_total"] == 1
+    for _, other in [*held, (reader, writer)]:
+        other.close()
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read()
+    except ConnectionError:
+        return b""
+
+
+@pytest.mark.parametrize("sent", [b"", question(), question()[:-4]], ids=["nothing", "a request", "part of one"])
+async def test_idle_and_slow_connections_are_dropped(
+    server: AuthServer, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(auth_request, "HEAD_TIMEOUT_S", 0.5)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(sent)
+    assert (await asyncio.wait_for(_read(reader), 20)).count(b" 204 ") == (sent == question())
+    assert server.stats()["connections_dropped_total"] == 1
+    writer.close()
+
+
+async def test_a_peer_that_reads_nothing_is_dropped(server: AuthServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth_request, "WRITE_TIMEOUT_S", 0.5)
+    server.idle_s = 30
+    with socket.socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)    # else several pieces come as one
+        peer.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(peer, ("127.0.0.1", server.port))
+        while not server.peers:
+            await asyncio.sleep(0.01)
+        (ours,) = server.peers
+        ours.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        for _ in range(10_000):
+            if ours.blocked:
+                break
+            await loop.sock_sendall(peer, question(b"/no") * 8)
+            await asyncio.sleep(0.001)
+        assert ours.blocked
+        held = ours.transport.get_write_buffer_size()
+        await loop.sock_sendall(peer, question(b"/no") * 8)    # not even read
+        while server.peers:
+            assert ours.transport.get_write_buffer_size() == held
+            await asyncio.sleep(0.01)
+    assert server.stats()["connections_dropped_total"] == 1
+
+
+async def test_a_drain_ends_connections_with_their_next_answer(server: AuthServer) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(question())
+    assert b"Connection" not in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+    server.drain()
+    writer.write(question())
+    assert b"\r\nConnection: close\r\n" in await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+
+
+async def test_a_taken_address_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    first = AuthServer(f"unix:{path}", Judge())
+    await first.start()
+    assert path.stat().st_mode & 0o777 == 0o660
+    with pytest.raises(OSError, match="in use"):
+        await AuthServer(f"unix:{path}", Judge()).start()
+    await first.stop()
+    assert not path.exists()
+
+
+# ---- the judge
+
+
+def test_headers_are_judged_like_those_of_ext_proc(tmp_path: Path) -> None:
+    """The same requests through the ext_proc machine and through this: the same actions, scores, clients, reasons."""
+    from native.extproc import ExtProcStream
+    from native.subrequest import HeaderJudge
+    from sidecar.config import Settings
+    from sidecar.core import open_core
+
+    settings = Settings.model_validate({"arena": {"clients": 1024}, "client": {"trusted_hops": 1},
+                                        "lists": {"block": ["198.51.100.0/24"]},
+                                        "decision_log": {"path": "-", "actions": ["allow", "tag", "block"]}})
+    core = open_core(settings, private=True)
+    requests: list[tuple[str, str, list[tuple[str, str]]]] = [
+        ("GET", "/a?q=1", [("user-agent", "curl/8"), ("x-forwarded-for", "192.0.2.1, 10.0.0.1")]),
+        ("GET", "/a?q=1", [("x-forwarded-for", "198.51.100.1, 10.0.0.1")]),
+        ("GET", "/a?q=1", [("x-forwarded-for", "nonsense, 10.0.0.1")]),
+        ("GET", "/a", []),
+        ("GET", SQL, [("x-api-key", "k"), ("cookie", "a=b; c=d")]),
+        ("DELETE", "/a#' UNION SELECT password FROM users--", []),
+        ("GET", "/a", [("referer", "<script>alert(document.cookie)</script>")]),
+        ("GET", "/?u=http://10.0.0.1/latest/meta-data/", [("x-outrider-score", "0")]),
+    ]
+
+    def compared(records: list[dict[str, Any]]) -> list[Any]:
+        return [(r["action"], r["score"], r["scores"]["text"], r["client"], bool(r["principal_key"]),
+                 r["path"], r["method"], r["authority"], r["place"], [reason["name"] for reason in r["reasons"]])
+                for r in records]
+
+    engine = core.engine()
+    for method, path, headers in requests:
+        stream = ExtProcStream(engine.host_address(), engine)
+        pseudo = ((":method", method), (":path", path), (":authority", "shop.example"))
+        message = request_headers([*headers, ("x-real-ip", "10.9.9.9:4711")], pseudo=pseudo)
+        message.attributes["envoy.filters.http.ext_proc"].fields["source.address"].string_value = "10.9.9.9:4711"
+        assert stream.message(message.SerializeToString())
+        stream.close()
+    over_ext_proc = core.arena.drain(100)
+    core.close()
+
+    core = open_core(settings, private=True)
+    engine = core.engine()
+    judge = HeaderJudge(engine.host_address(), engine)
+    rulings = [judge.decide(method.encode(), path.encode(), b"shop.example",
+                            [(n.encode(), v.encode()) for n, v in [*headers, ("x-real-ip", "10.9.9.9:4711")]],
+                            b"10.9.9.9:4711")
+               for method, path, headers in requests]
+    records = core.arena.drain(100)
+    assert compared(records) == compared(over_ext_proc)
+    assert [ruling.id for ruling in rulings] == [f"{record['id']:016x}" for record in records]
+    assert [ruling.status for ruling in rulings][:2] == [0, 403]
+    assert rulings[4].status == 403
+    with pytest.raises(ValueError, match="method and a target"):
+        judge.decide(b"", b"/", b"", [], b"")
+    core.close()
