@@ -194,7 +194,10 @@ server {{
         self.write_config()
         os.kill(self.nginx.pid, signal.SIGHUP)
         wait_until(
-            lambda: bool(self.workers()) and not self.workers() & old, "it had new workers", [self.nginx], START_TIMEOUT_S
+            lambda: bool(self.workers()) and not self.workers() & old,
+            "it had new workers",
+            [self.nginx],
+            START_TIMEOUT_S,
         )
 
     def stop(self) -> None:
