@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 from extproc_messages import request_headers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from live_sidecar import Sidecar, free_port, until
 
 from sidecar.serve import auth_request
@@ -397,6 +399,50 @@ async def test_what_is_no_subrequest_gets_an_error_and_the_connection_ends(
     assert (await ask(server, question(b"/", b"Connection: close"))).startswith(b"HTTP/1.1 204 ")
 
 
+class Pipe(asyncio.Transport):
+    """Where a peer's answers go; it has no socket."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = b""
+        self.ended = False
+
+    def write(self, data: Any) -> None:
+        assert not self.ended, "written after the last answer"
+        self.out += data
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+
+PIECES = (b"GET /o HTTP/1.1\r\n", b"X-Original-Method: GET\r\n", b"X-Original-URI: /\r\n", b"X-Real-IP: ::1\r\n",
+          b"Host: a\r\n", b"Content-Length: 0\r\n", b"Content-Length: 3\r\n", b"\r\n", b"\n", b": ", b" folded\r\n",
+          b"Transfer-Encoding: chunked\r\n", b"3\r\nabc\r\n0\r\n\r\n", b"Connection: close\r\n", b"A" * 3000,
+          question(), question(b"/no"), question(b"/broken"), question()[:50], question()[50:],
+          b"Upgrade: h2c\r\nConnection: upgrade\r\n")
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=40)), max_size=40))
+def test_any_bytes_in_any_pieces(pieces: list[bytes]) -> None:
+    """Each whole answer is one of ours, nothing follows the last, nothing escapes, and what is kept is bounded."""
+    server = AuthServer("127.0.0.1:0", Judge())
+    peer, pipe = auth_request._Peer(server), Pipe()
+    peer.connection_made(pipe)
+    for piece in pieces:
+        peer.data_received(piece)
+        assert peer.size <= auth_request.HEAD_BYTES_MAX + len(piece)
+    heads = re.findall(rb"HTTP/1\.1 (\d+) [A-Za-z ]+\r\n", pipe.out)
+    assert set(heads) <= {b"204", b"403", b"400", b"405", b"413", b"431", b"500"}
+    faults = [head for head in heads if head not in (b"204", b"403")]
+    assert len(faults) == server.counts["faults_total"] <= 1
+    assert not faults or heads[-1] == faults[0]
+    assert len(heads) - len(faults) == server.counts["requests_total"]
+    assert peer.closing == pipe.ended
+    peer.connection_lost(None)
+    assert not server.peers
+
+
 async def test_many_requests_at_once_are_cut_off(server: AuthServer) -> None:
     got = await ask(server, question() * 100)
     assert got.count(b" 204 ") == auth_request.AT_ONCE_MAX
@@ -494,10 +540,10 @@ def test_headers_are_judged_like_those_of_ext_proc(tmp_path: Path) -> None:
     from sidecar.config import Settings
     from sidecar.core import open_core
 
-    settings = Settings.model_validate({"arena": {"clients": 1024}, "client": {"trusted_hops": 1},
+    wanted = Settings.model_validate({"arena": {"clients": 1024}, "client": {"trusted_hops": 1},
                                         "lists": {"block": ["198.51.100.0/24"]},
                                         "decision_log": {"path": "-", "actions": ["allow", "tag", "block"]}})
-    core = open_core(settings, private=True)
+    core = open_core(wanted, private=True)
     requests: list[tuple[str, str, list[tuple[str, str]]]] = [
         ("GET", "/a?q=1", [("user-agent", "curl/8"), ("x-forwarded-for", "192.0.2.1, 10.0.0.1")]),
         ("GET", "/a?q=1", [("x-forwarded-for", "198.51.100.1, 10.0.0.1")]),
@@ -525,7 +571,7 @@ def test_headers_are_judged_like_those_of_ext_proc(tmp_path: Path) -> None:
     over_ext_proc = core.arena.drain(100)
     core.close()
 
-    core = open_core(settings, private=True)
+    core = open_core(wanted, private=True)
     engine = core.engine()
     judge = HeaderJudge(engine.host_address(), engine)
     rulings = [judge.decide(method.encode(), path.encode(), b"shop.example",
@@ -539,4 +585,20 @@ def test_headers_are_judged_like_those_of_ext_proc(tmp_path: Path) -> None:
     assert rulings[4].status == 403
     with pytest.raises(ValueError, match="method and a target"):
         judge.decide(b"", b"/", b"", [], b"")
+    core.close()
+
+
+def test_what_is_only_observed_passes_and_is_told(tmp_path: Path) -> None:
+    from native.subrequest import HeaderJudge
+    from sidecar.config import Settings
+    from sidecar.core import open_core
+
+    wanted = Settings.model_validate({"arena": {"clients": 1024}, "service": {"mode": "observe"}})
+    core = open_core(wanted, private=True)
+    engine = core.engine()
+    judge = HeaderJudge(engine.host_address(), engine)
+    found = judge.decide(b"GET", SQL.encode(), b"shop.example", [], b"192.0.2.1")
+    assert (found.status, found.told, found.action) == (0, True, "tag")
+    plain = judge.decide(b"GET", b"/a", b"shop.example", [], b"192.0.2.1")
+    assert (plain.status, plain.told, plain.action) == (0, False, "allow")
     core.close()
