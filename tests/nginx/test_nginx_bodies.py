@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from proxy_harness import (
     resident_bytes,
     tail_of,
 )
+
+from sidecar.demo.supervisor import free_port
 
 MIB = 1 << 20
 FLAT = PROXIED.replace("\n", " ")
@@ -60,10 +63,7 @@ READ = ["/upload", "/gathered/x"]
 def stack(make_stack: Callable[..., NginxStack]) -> Iterator[NginxStack]:
     # one client sends all of this: what it is known for must not decide
     made = make_stack({"routes": ROUTES, "detectors": {"scanning": {"enabled": False}}})
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        at_once = probe.getsockname()[1]
-    made.http = HTTP.replace("AT_ONCE", str(at_once))
+    made.http = HTTP.replace(":AT_ONCE", f":{free_port(0, set(made.ports.values()))}")
     made.server = SERVER.replace("FOLDER", str(made.folder))
     (made.folder / "files").mkdir()
     (made.folder / "files" / "page.txt").write_text("a page\n")
@@ -235,6 +235,23 @@ def test_an_answer_before_the_body_is_decided_on_the_first_part(stack: NginxStac
         assert (b"Request refused" in answer) is (status == b"403")
         (record,) = tail.wait()
         assert record["body"] == "part"
+
+
+def test_a_grpc_call_that_is_answered_before_its_message(stack: NginxStack, marker: bytes) -> None:
+    headers = {"content-type": "application/grpc", "te": "trailers"}
+    with httpx.Client(http1=False, http2=True, base_url=f"http://127.0.0.1:{stack.ports['h2']}") as client:
+        for message, seen in ((b"harmless", None), (marker, "7")):
+
+            def pieces(message: bytes = message) -> Iterator[bytes]:
+                yield message
+                time.sleep(0.2)  # by then it has been answered
+                yield b"the rest"
+
+            reply = client.post("/at-once/x", headers=headers, content=pieces())
+            assert reply.status_code == 200
+            assert reply.headers.get("grpc-status") == seen
+            assert reply.content == (b"" if seen else b"answered at once\n")
+        assert client.get("/items/1").status_code == 200
 
 
 def test_a_body_that_nobody_reads(stack: NginxStack, marker: bytes) -> None:

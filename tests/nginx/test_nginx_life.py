@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,14 +101,16 @@ def test_reload_keeps_judging_and_loses_no_request(make_stack: MakeStack) -> Non
 
 
 def test_a_request_that_is_being_held_outlives_a_reload(make_stack: MakeStack, marker: bytes) -> None:
-    with make_stack() as stack, socket.create_connection(("127.0.0.1", stack.ports["nginx"]), timeout=10) as peer:
+    with make_stack() as stack:
         body = b"the first half, " + marker
-        peer.sendall(post("/echo", body[:10], f"content-length: {len(body)}"))
         (old,) = stack.workers()
-        os.kill(stack.nginx.pid, signal.SIGHUP)
-        wait_until(lambda: len(stack.workers()) == 2, "a new worker", [stack.nginx], 20.0)
-        peer.sendall(body[10:])
-        assert peer.recv(4000).startswith(b"HTTP/1.1 403")
+        with socket.create_connection(("127.0.0.1", stack.ports["nginx"]), timeout=10) as peer:
+            peer.sendall(post("/echo", body[:10], f"content-length: {len(body)}"))
+            time.sleep(0.2)  # or it may still wait to be accepted, which nobody promises anything about
+            os.kill(stack.nginx.pid, signal.SIGHUP)
+            wait_until(lambda: len(stack.workers()) == 2, "a new worker", [stack.nginx], 20.0)
+            peer.sendall(body[10:])
+            assert peer.recv(4000).startswith(b"HTTP/1.1 403")
         wait_until(lambda: old not in stack.workers(), "the old worker ended", [stack.nginx], 20.0)
         log = stack.error_log.read_text(encoding="utf-8")
         assert f"worker process {old} exited with code 0" in log
