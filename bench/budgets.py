@@ -131,7 +131,7 @@ def through_envoy(budget: str, size: int, seconds: float) -> list[RouteTimes]:
     """The same in a serving sidecar behind a real Envoy, 32 connections asking as fast as they can; what
     `outrider latency` shows afterwards. HostError or LoadError where something is missing."""
     from bench import load, traffic
-    from bench.hosts import Rig
+    from bench.rig import Rig
 
     over = {
         "latency": {"budget": "1ms", "skip": list(Settings().latency.skip)},

@@ -1,17 +1,20 @@
-"""What is measured, started on loopback: an upstream, and for each host an Envoy with what stands behind it.
+"""What is measured, started on loopback: an upstream, and hosts, each a proxy with what stands behind it. Here: what all
+hosts have, and those of Envoy; those of NGINX are in nginx_hosts, and rig starts and ends all.
 
-* The **upstream** is a second Envoy that answers from its configuration, once it has the whole body: a real hop over
-  TCP that is never the bottleneck.
-* Each **host** has an Envoy process of its own with the shipped envoy.yaml, so that all are up at once and slices can
-  alternate; idle ones cost nothing. Changed against the shipped file: ports, no access log (it would be most of
+* The **upstream** is an Envoy that answers from its configuration, once it has the whole body: a real hop over TCP
+  that is never the bottleneck.
+* Each **host** has a proxy process of its own, so that all are up at once and slices can alternate; idle ones cost
+  nothing. Envoy has the shipped envoy.yaml. Changed against it: ports, no access log (it would be most of
   what bare Envoy does), HTTP/2 clients may have 1,024 streams (the open loop must not wait for one), and
-  message_timeout is 1 s, so that an overloaded sidecar shows in the latency and not as requests let through.
+  message_timeout is 1 s, so that an overloaded sidecar shows in the latency and not as requests let through. The
+  plugin's filter stands where ext_proc stood: what else is in the chain is the same in all.
 * The **client's address**: neither generator can vary it, and one address that sends 10,000 requests/s is a flood.
   So in every host, the bare one too, Envoy writes a random one of 4,096 into `x-bench-client`, and the sidecar is
-  told to read it there (client.address_header). All detectors and models stay on.
+  told to read it there (client.address_header). All detectors and models stay on. (NGINX's module reads headers as
+  the client sent them: there the requests bring their address along, see traffic.addressed.)
 * The **sidecar** has default settings but for a budget of 20 ms from which nothing is skipped: every request is
   scored in full, or its overrun counted. The empty server and the native transport have as many threads as Envoy
-  has workers (a worker's connection belongs to one thread).
+  has workers (a worker's connection belongs to one thread). Beside a plugin it decides nothing: it owns the arena.
 """
 
 from __future__ import annotations
@@ -19,35 +22,42 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import yaml
 
+from sidecar import plugins
+from sidecar.config import ConfigError, loads
 from sidecar.demo.envoy import DemoError, EnvoyPlan, filters, find_envoy, render, write_config
-from sidecar.demo.stack import envoy_stats, make_folder, merge
+from sidecar.demo.stack import envoy_stats, merge
 from sidecar.demo.supervisor import Child, answers, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 NULL_SOURCE = Path(__file__).with_name("null_ext_proc.c")
-EXT_PROC = "envoy.filters.http.ext_proc"
+EXT_PROC, PLUGIN = "envoy.filters.http.ext_proc", "outrider"  # filters' names
 CLIENT_HEADER = "x-bench-client"
-CLIENTS = 4096  # three hexadecimal digits of the request id
 HOSTS = {
     "bare": "Envoy alone",
     "null_native": "Envoy + an empty ext_proc server in C (the floor)",
     "native": "Envoy + Outrider, native transport",
     "grpcio": "Envoy + Outrider, grpcio transport",
+    "envoy_plugin": "Envoy + Outrider inside it",
+    "nginx_bare": "NGINX alone",
+    "nginx_plugin": "NGINX + Outrider inside it",
+    "nginx_auth_request": "NGINX + Outrider asked by auth_request (headers only)",
+    "nginx_modsecurity": "NGINX + ModSecurity with the OWASP CRS",
 }
+OUTRIDER = ("native", "grpcio", "envoy_plugin", "nginx_plugin", "nginx_auth_request")
+PLUGINS = ("envoy_plugin", "nginx_plugin")
 ANSWER = '{"status":"ok","items":[{"id":17,"title":"oak chair"},{"id":18,"title":"brass lamp"}]}\n'
 HEALTHY_S = 20.0
 
@@ -61,6 +71,15 @@ def transport(host: str) -> str:
     if host == "native" and importlib.util.find_spec("native.http2") is None:
         raise HostError("native.http2 isn't built (libnghttp2-dev was missing when Outrider was built)")
     return host
+
+
+def is_nginx(host: str) -> bool:
+    return host.startswith("nginx_")
+
+
+def base_of(host: str) -> str:
+    """The host that it is compared with: its own proxy alone."""
+    return "nginx_bare" if is_nginx(host) else "bare"
 
 
 def build_null(cache: Path | None = None) -> Path:
@@ -130,9 +149,10 @@ def upstream_config(port: int, admin_port: int) -> dict[str, Any]:
     }
 
 
-def proxy_config(plan: EnvoyPlan, ext_proc: bool) -> dict[str, Any]:
-    """The shipped configuration as changed for measuring (see the module); without ext_proc, the bare one."""
-    config = render(plan)
+def proxy_config(plan: EnvoyPlan, asks: str = "ext_proc") -> dict[str, Any]:
+    """The shipped configuration as changed for measuring (see the module). asks: "ext_proc"; "plugin", by the arena of
+    the plan; "nobody", the bare one."""
+    config = render(replace(plan, arena=None))
     found = filters(config)
     hcm = found["hcm"]
     del hcm["access_log"]
@@ -141,8 +161,11 @@ def proxy_config(plan: EnvoyPlan, ext_proc: bool) -> dict[str, Any]:
     found["envoy.filters.http.header_mutation"]["mutations"]["request_mutations"].append(
         {"append": {"header": address, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
     )
-    if not ext_proc:
-        hcm["http_filters"] = [f for f in hcm["http_filters"] if f["name"] != EXT_PROC]
+    if asks != "ext_proc":
+        instead = [{"name": PLUGIN, "typed_config": filters(render(plan))[PLUGIN]}] if asks == "plugin" else []
+        chain = hcm["http_filters"]
+        at = [f["name"] for f in chain].index(EXT_PROC)
+        hcm["http_filters"] = [*chain[:at], *instead, *chain[at + 1 :]]
         resources = config["static_resources"]
         resources["clusters"] = [c for c in resources["clusters"] if c["name"] != "outrider"]
     return config
@@ -151,18 +174,37 @@ def proxy_config(plan: EnvoyPlan, ext_proc: bool) -> dict[str, Any]:
 def sidecar_settings(
     host: str, folder: Path, admin_port: int, workers: int = 1, over: dict[str, Any] | None = None
 ) -> dict[str, Any]:
+    """HostError where this build can't serve such a host."""
+    listen: dict[str, Any] = {"address": f"unix:{folder / 'ext_proc.sock'}"}
+    if host == "nginx_auth_request":
+        listen["auth_request"] = f"unix:{folder / 'auth_request.sock'}"
+    elif host not in PLUGINS:
+        listen["transport"] = transport(host)
+    if listen.get("transport") == "native":
+        listen["threads"] = workers  # as many as the empty server has
     base: dict[str, Any] = {
         "service": {"name": "bench", "mode": "enforce", "failure": "open"},
-        "listen": {"address": f"unix:{folder / 'ext_proc.sock'}", "transport": transport(host)},
+        "listen": listen,
         "admin": {"address": f"127.0.0.1:{admin_port}"},
         "arena": {"path": str(folder / "arena"), "clients": 16384},
         "client": {"address_header": CLIENT_HEADER},
         "latency": {"budget": "20ms", "skip": []},
         "log": {"level": "warning", "format": "text"},
     }
-    if base["listen"]["transport"] == "native":
-        base["listen"]["threads"] = workers  # as many as the empty server has
-    return merge(base, over or {})
+    wanted = merge(base, over or {})
+    try:
+        loads(yaml.safe_dump(wanted))
+    except ConfigError as error:
+        raise HostError(f"this build of Outrider refuses its settings: {error}") from error
+    return wanted
+
+
+def plugin(kind: str) -> Path:
+    """The built module. HostError where it can't be built."""
+    try:
+        return plugins.build(kind)
+    except plugins.PluginError as error:
+        raise HostError(str(error)) from error
 
 
 @dataclass
@@ -173,7 +215,7 @@ class Counts:
     refused: int = 0  # of them throttled, challenged or blocked
     tagged: int = 0
     skipped: int = 0  # stages left out
-    unjudged: int = 0  # let through by Envoy because ext_proc failed
+    unjudged: int = 0  # let through because ext_proc failed, or the plugin had no policy to decide with
 
     def __sub__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, name) - getattr(other, name) for name in self.__dataclass_fields__))
@@ -183,29 +225,21 @@ class Counts:
 
 
 class Host:
-    """One Envoy and what stands behind it."""
+    """A proxy and what stands behind it; the proxy itself comes with the classes made from this one."""
 
-    def __init__(
-        self,
-        name: str,
-        folder: Path,
-        upstream_port: int,
-        taken: set[int],
-        workers: int,
-        over: dict[str, Any] | None = None,
-    ) -> None:
-        self.name, self.folder = name, folder
+    opens = True  # whether the open loop can be put to it
+    proxy: Child
+
+    def __init__(self, name: str, folder: Path, taken: set[int], workers: int, over: dict[str, Any] | None) -> None:
+        self.name, self.folder, self.workers = name, folder, workers
         folder.mkdir()
-        self.port, envoy_admin, admin = (free_port(0, taken) for _ in range(3))
+        self.port, admin = free_port(0, taken), free_port(0, taken)
         self.url = f"http://127.0.0.1:{self.port}"
-        self.envoy_admin = f"http://127.0.0.1:{envoy_admin}"
         self.admin = f"http://127.0.0.1:{admin}"
-        socket = folder / "ext_proc.sock"
+        self.socket = folder / "ext_proc.sock"
+        self.arena = folder / "arena"
         self.sidecar: Child | None = None
-        if name == "null_native":
-            line = [str(build_null()), str(socket), str(workers)]
-            self.sidecar = Child("the empty ext_proc server", line, folder / "sidecar.log")
-        elif name != "bare":
+        if self.is_outrider:
             settings = folder / "outrider.yaml"
             wanted = sidecar_settings(name, folder, admin, workers, over)
             settings.write_text(yaml.safe_dump(wanted), encoding="utf-8")
@@ -213,40 +247,51 @@ class Host:
             self.sidecar = Child(f"the sidecar ({name})", line, folder / "sidecar.log")
             paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))
             self.sidecar.env["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-        plan = EnvoyPlan(
-            port=self.port, admin_port=envoy_admin, api_port=upstream_port, socket=socket, access_log=folder / "none"
-        )
-        config = write_config(plan, folder / "envoy.json", proxy_config(plan, ext_proc=name != "bare"))
-        self.envoy = Child(f"Envoy ({name})", envoy_line(config, workers), folder / "envoy.log")
 
     @property
     def is_outrider(self) -> bool:
-        return self.name not in ("bare", "null_native")
+        return self.name in OUTRIDER
 
     def start(self) -> None:
         """HostError with the log's end when it doesn't come up."""
         try:
             if self.sidecar is not None:
                 self.sidecar.start()
-                socket = self.folder / "ext_proc.sock"
-                ready = (lambda: answers(self.admin + "/readyz")) if self.is_outrider else socket.exists
+                ready = (lambda: answers(self.admin + "/readyz")) if self.is_outrider else self.socket.exists
                 wait_until(ready, "it was ready", [self.sidecar])
-            self.envoy.start()
-            wait_until(lambda: answers(self.envoy_admin + "/ready"), "it was ready", [self.envoy])
-            if self.sidecar is not None:
-                wait_until(self._healthy, "Envoy saw the ext_proc server", [self.envoy, self.sidecar], HEALTHY_S)
+            self.start_proxy()
+            if self.is_outrider:
+                children = [c for c in (self.proxy, self.sidecar) if c is not None]
+                wait_until(self._judges, "Outrider was asked", children, HEALTHY_S)
         except DemoError as error:
             raise HostError(str(error)) from error
 
-    def _healthy(self) -> bool:
-        return envoy_stats(self.envoy_admin).get("cluster.outrider.membership_healthy", 0) >= 1
+    def start_proxy(self) -> None:
+        raise NotImplementedError
+
+    def _judges(self) -> bool:
+        """Whether Outrider hears of a request that is sent now."""
+        before = self.counts().judged
+        return answers(self.url + "/") and self.counts().judged > before
+
+    def proxy_pids(self) -> list[int]:
+        """The processes whose CPU is the proxy's."""
+        return [self.proxy.pid]
+
+    def pids(self) -> list[int]:
+        started = self.proxy_pids() if self.proxy.process is not None else []
+        return [*started, *([self.sidecar.pid] if self.sidecar is not None and self.sidecar.process else [])]
+
+    def version(self) -> str:
+        """The proxy's."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, str]:
+        """What else a report says about it."""
+        return {}
 
     def counts(self) -> Counts:
         out = Counts()
-        if self.sidecar is None:
-            return out
-        stats = envoy_stats(self.envoy_admin)
-        out.unjudged = sum(n for name, n in stats.items() if name.endswith("failure_mode_allowed"))
         if self.is_outrider:
             metrics = self.metrics()
             out.judged = metrics.get("outrider_requests_total", 0)
@@ -254,6 +299,7 @@ class Host:
                 out.refused += metrics.get(f'outrider_enforced_total{{action="{action}"}}', 0)
             out.tagged = metrics.get('outrider_enforced_total{action="tag"}', 0)
             out.skipped = sum(n for name, n in metrics.items() if name.startswith("outrider_stages_skipped_total"))
+            out.unjudged = sum(n for name, n in metrics.items() if name.startswith("outrider_unjudged_total"))
         return out
 
     def metrics(self) -> dict[str, int]:
@@ -273,18 +319,76 @@ class Host:
         return out
 
     def dead(self) -> Child | None:
-        children = [c for c in (self.sidecar, self.envoy) if c is not None]
+        """The first of its processes that has ended."""
+        children = [c for c in (self.sidecar, self.proxy) if c is not None]
         return next((c for c in children if c.process is not None and not c.running()), None)
 
     def tell_to_stop(self) -> None:
-        for child in (self.envoy, self.sidecar):
+        for child in (self.proxy, self.sidecar):
             if child is not None and child.process is not None and child.running():
                 child.process.terminate()
 
     def stop(self) -> None:
-        self.envoy.stop()
+        self.proxy.stop()
         if self.sidecar is not None:
             self.sidecar.stop()
+
+
+class EnvoyHost(Host):
+    """Envoy, alone, with an ext_proc server behind it, or with Outrider inside.
+
+    change: what else is done to its configuration before it starts."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        upstream_port: int,
+        taken: set[int],
+        workers: int,
+        over: dict[str, Any] | None = None,
+        change: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        super().__init__(name, folder, taken, workers, over)
+        envoy_admin = free_port(0, taken)
+        self.envoy_admin = f"http://127.0.0.1:{envoy_admin}"
+        if name == "null_native":
+            line = [str(build_null()), str(self.socket), str(workers)]
+            self.sidecar = Child("the empty ext_proc server", line, folder / "sidecar.log")
+        is_plugin = name in PLUGINS
+        plan = EnvoyPlan(
+            port=self.port,
+            admin_port=envoy_admin,
+            api_port=upstream_port,
+            socket=self.socket,
+            access_log=folder / "none",
+            arena=self.arena if is_plugin else None,
+        )
+        env = {"ENVOY_DYNAMIC_MODULES_SEARCH_PATH": str(plugin("envoy").parent)} if is_plugin else None
+        config = proxy_config(plan, "plugin" if is_plugin else "nobody" if name == "bare" else "ext_proc")
+        if change is not None:
+            change(config)
+        path = write_config(plan, folder / "envoy.json", config)
+        self.proxy = Child(f"Envoy ({name})", envoy_line(path, workers), folder / "envoy.log", env)
+
+    def start_proxy(self) -> None:
+        self.proxy.start()
+        wait_until(lambda: answers(self.envoy_admin + "/ready"), "it was ready", [self.proxy])
+        if self.sidecar is not None and self.name not in PLUGINS:
+            wait_until(self._healthy, "Envoy saw the ext_proc server", [self.proxy, self.sidecar], HEALTHY_S)
+
+    def _healthy(self) -> bool:
+        return envoy_stats(self.envoy_admin).get("cluster.outrider.membership_healthy", 0) >= 1
+
+    def version(self) -> str:
+        return envoy_version()
+
+    def counts(self) -> Counts:
+        out = super().counts()
+        if self.sidecar is not None and self.name not in PLUGINS:
+            stats = envoy_stats(self.envoy_admin)
+            out.unjudged = sum(n for name, n in stats.items() if name.endswith("failure_mode_allowed"))
+        return out
 
 
 def envoy_line(config: Path, workers: int) -> list[str]:
@@ -296,70 +400,3 @@ def envoy_version() -> str:
     done = subprocess.run([str(find_envoy()), "--version"], capture_output=True, text=True, timeout=30, check=False)
     parts = done.stdout.strip().rpartition("version:")[2].split("/")
     return f"envoy {parts[1]}" if len(parts) > 2 else "envoy (version unknown)"
-
-
-class Rig:
-    """The upstream and the hosts, entered and left as one. A host that can't be started is in `missing` with its
-    reason, unless it is in `required`: then HostError. Nothing outlives it; its folder goes with it."""
-
-    def __init__(
-        self, names: list[str], required: set[str], workers: int = 1, over: dict[str, Any] | None = None
-    ) -> None:
-        """over: settings of the sidecars that differ from the bench's own."""
-        self.names, self.required, self.workers, self.over = names, required, workers, over
-        self.hosts: list[Host] = []
-        self.missing: dict[str, str] = {}
-        self.folder = make_folder()
-        self.upstream: Child | None = None
-
-    def __enter__(self) -> Self:
-        try:
-            taken: set[int] = set()
-            port, admin_port = free_port(0, taken), free_port(0, taken)
-            config = self.folder / "upstream.json"
-            config.write_text(json.dumps(upstream_config(port, admin_port)), encoding="utf-8")
-            self.upstream = Child("the upstream", envoy_line(config, self.workers), self.folder / "upstream.log")
-            self.upstream.start()
-            upstream = self.upstream
-            wait_until(lambda: answers(f"http://127.0.0.1:{port}/"), "it answered", [upstream])
-            for name in self.names:
-                self._add(name, port, taken)
-        except DemoError as error:
-            self.close()
-            raise HostError(str(error)) from error
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def _add(self, name: str, port: int, taken: set[int]) -> None:
-        host = None
-        try:
-            host = Host(name, self.folder / name, port, taken, self.workers, self.over)
-            self.hosts.append(host)
-            host.start()
-        except HostError as error:
-            if host is not None:
-                host.stop()
-                self.hosts.remove(host)
-            if name in self.required:
-                raise HostError(f"{name}: {error}") from error
-            self.missing[name] = str(error)
-
-    def pids(self) -> list[int]:
-        children = [self.upstream, *(c for host in self.hosts for c in (host.envoy, host.sidecar))]
-        return [c.pid for c in children if c is not None and c.process is not None]
-
-    def close(self) -> None:
-        for host in self.hosts:  # all are told before any is waited for: sidecars drain for seconds
-            host.tell_to_stop()
-        for host in self.hosts:
-            host.stop()
-        if self.upstream is not None:
-            self.upstream.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -33,6 +33,14 @@ def cpu_ns(pid: int) -> int:
         return 0
 
 
+def children(pid: int) -> list[int]:
+    """The process ids of a single-threaded process's children, zombies included; empty when it has ended."""
+    try:
+        return [int(child) for child in (PROC / f"{pid}/task/{pid}/children").read_text().split()]
+    except (OSError, ValueError):
+        return []
+
+
 @dataclass(frozen=True)
 class Memory:
     """Resident memory in KiB. Private is what can leak; shared is mostly the arena, a file of fixed size."""

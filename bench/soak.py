@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench import load, measure
-from bench.hosts import Counts, Host, HostError, Rig
+from bench.hosts import Counts, Host, HostError
+from bench.rig import Rig
 from bench.proxy import Inputs
 
 CHUNKS = 100
