@@ -25,7 +25,6 @@ from typing import Any
 
 from bench import measure
 from bench.hosts import Host, HostError, plugin
-from sidecar.demo.envoy import DemoError
 from sidecar.demo.supervisor import Child, answers, wait_until
 
 MODULE_PLACES = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules")

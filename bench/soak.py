@@ -16,8 +16,8 @@ from typing import Any
 
 from bench import load, measure
 from bench.hosts import Counts, Host, HostError
-from bench.rig import Rig
 from bench.proxy import Inputs
+from bench.rig import Rig
 
 CHUNKS = 100
 CHUNK_TIMEOUT_S = 300.0

@@ -64,9 +64,9 @@ def ask_h2(
                         answer.status = int(answer.headers.get(":status", 0))
                     elif isinstance(event, h2.events.DataReceived):
                         answer.body += event.data or b""
-                    elif isinstance(event, (h2.events.StreamEnded, h2.events.StreamReset)):
-                        return answer
-                    elif isinstance(event, h2.events.ConnectionTerminated):
+                    elif isinstance(
+                        event, (h2.events.StreamEnded, h2.events.StreamReset, h2.events.ConnectionTerminated)
+                    ):
                         return answer
                 peer.sendall(connection.data_to_send())
         except (ConnectionResetError, BrokenPipeError, TimeoutError, h2.exceptions.ProtocolError):

@@ -59,7 +59,9 @@ def require(kind: str) -> None:
         pytest.skip(str(error))
 
 
-def start(kind: str, settings: dict[str, Any], failure: str = "open", **more: Any) -> AbstractContextManager[ProxyStack]:
+def start(
+    kind: str, settings: dict[str, Any], failure: str = "open", **more: Any
+) -> AbstractContextManager[ProxyStack]:
     """A stack of this kind, to be entered. more: of the stack's own class."""
     require(kind)
     stack: Any

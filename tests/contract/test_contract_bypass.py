@@ -1,5 +1,5 @@
-"""Ways past a filter that others have had: none of them brings the marker to the service, through whichever proxy. Where
-a proxy refuses such a request by itself, that is as good."""
+"""Ways past a filter that others have had: none of them brings the marker to the service, through whichever proxy.
+Where a proxy refuses such a request by itself, that is as good."""
 
 from __future__ import annotations
 
@@ -136,7 +136,9 @@ H2 = {
     "a query": (pseudo("GET", f"/search?q={MARKER}"), [], [], False),
     "crumbs of a cookie": ([*pseudo("GET", "/items"), ("cookie", "a=1"), ("cookie", f"b={SAID}")], [], [], False),
     "two paths": ([*pseudo("GET", "/items"), (":path", f"/search?q={MARKER}")], [], [], False),
-    "a pseudo header late": ([*pseudo("GET", "/items")[:3], ("x-a", "b"), (":path", f"/search?q={MARKER}")], [], [], False),
+    "a pseudo header late": (
+        [*pseudo("GET", "/items")[:3], ("x-a", "b"), (":path", f"/search?q={MARKER}")], [], [], False
+    ),
     "no path": ([(":method", "GET"), (":scheme", "http"), (":authority", MARKER)], [], [], False),
     "an absolute path": (pseudo("GET", f"http://shop/search?q={MARKER}"), [], [], False),
     "a name in upper case": ([*pseudo("GET", "/items"), ("X-Note", SAID)], [], [], False),
@@ -205,8 +207,8 @@ def test_what_was_refused_half_way_is_not_the_next_request(stack: ProxyStack) ->
     """Refused before all of its body has come: what is left of it must not be read as a request of its own."""
     inner = b"GET /items/7 HTTP/1.1\r\nhost: shop\r\n\r\n"
     body = json.dumps({"a": MARKER, "pad": "x" * 40_000}).encode() + inner
-    data = post("/echo", body, f"content-length: {len(body)}", JSON).replace(b"connection: close", b"connection: keep-alive")
-    answer = raw(stack, data.replace(b"198.51.100.1", b"198.18.7.10"), timeout_s=2)
+    data = post("/echo", body, f"content-length: {len(body)}", JSON).replace(b"198.51.100.1", b"198.18.7.10")
+    answer = raw(stack, data.replace(b"connection: close", b"connection: keep-alive"), timeout_s=2)
     assert status_of(answer) == 403
     assert answer.count(b"HTTP/1.1 ") == 1, answer[:600]
 
