@@ -92,6 +92,7 @@ cdef enum:
     RETIRED_MAX = 8              # attachments or model sets that some thread still uses
     WATCH_EVERY_MS = 250
     MODELS_AWAITED = 40          # looks at a new arena before it is taken without models, where one is attached
+    MODELS_AGAIN = 20            # looks between two tries of models that were refused
     TEXT_MAX = 512               # of a log line
 
 
@@ -99,6 +100,7 @@ cdef struct Attachment:
     Arena arena
     ModelSlot slot
     uint64_t models_tried        # generation last loaded or refused
+    uint32_t models_wait         # looks before a refused one is tried again: it may have been put in order
     ModelSet *retired[8]
     uint32_t n_retired
     int guard
@@ -286,6 +288,10 @@ cdef void follow_models(Site *site, Attachment *a) noexcept nogil:
     cdef int ok
     if a.n_retired:
         sweep_models(site, a)
+    if a.models_wait:
+        a.models_wait -= 1
+        if a.models_wait == 0 and generation == a.models_tried:
+            a.models_tried = 0
     if generation == 0 or generation == a.models_tried or a.n_retired == RETIRED_MAX:
         return
     memcpy(published, a.arena.models.path, MODEL_PATH_MAX)
@@ -312,11 +318,13 @@ cdef void follow_models(Site *site, Attachment *a) noexcept nogil:
         ok = -1
     if ok != 0:
         free(fresh)
+        a.models_wait = MODELS_AGAIN
         snprintf(line, sizeof(line), "models refused, %s: %.380s",
                  <const char *>"going on with those in use" if old != NULL else
                  <const char *>"lists and detectors decide alone", err)
         complain(site, OR_LOG_ERROR, line)
         return
+    a.models_wait = 0
     or_store64(<uint64_t *>&a.slot.current, <uint64_t>fresh)
     if old != NULL:
         a.retired[a.n_retired] = old
