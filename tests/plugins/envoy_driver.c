@@ -204,7 +204,7 @@ static void *work(void *arg) {
             add(s, 1, ":status", st, strlen(st));
             if (!draw(s, 4)) add(s, 1, "x-outrider-leak", "1", 1), add(s, 1, "server", "a", 1), add(s, 1, "X-Outrider-B", "", 0);
             on_response(s, module, true);
-            for (i = 0; i < s->n[1]; i++)
+            for (i = 0; i < s->n[1] && !s->answered; i++)
                 if (s->fields[1][i].kn >= 11 && !strncasecmp(s->fields[1][i].k, "x-outrider-", 11)) abort();
             __atomic_fetch_add(&passed, 1, __ATOMIC_RELAXED);
         } else {

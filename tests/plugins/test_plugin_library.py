@@ -127,7 +127,7 @@ def test_hooks_under_address_sanitizer(driver: Path, arena: Any, tmp_path: Path,
     out = drive(driver, tmp_path / "arena", seed)
     counts = dict(zip(out.split()[::2], map(int, out.split()[1::2]), strict=True))
     assert counts["refused"] > 50, out  # the blocked range and the marker
-    assert counts["passed"] > REQUESTS, out
+    assert counts["passed"] > 200, out
     assert arena.arena.counters()["requests"] > REQUESTS
 
 
