@@ -5,7 +5,7 @@ DATA ?= $(or $(OUTRIDER_DATA),../shared/data)
 
 PLUGINS ?= build/plugins
 
-.PHONY: help setup run test lint plugins fuzz bench default-models docs clean
+.PHONY: help setup run test lint plugins sanitize fuzz bench default-models docs clean
 
 FUZZ_SECONDS ?= 600
 # the interpreter itself leaks by design; what is looked for is reading and writing where nothing is
@@ -41,6 +41,11 @@ fuzz: setup build/asan/native/__init__.py ## the fuzz tests with new seeds for F
 		$(PYTHON) -m pytest -q -x -p no:cacheprovider --hypothesis-seed=$$seed tests/test_extproc*.py tests/test_text*.py \
 			tests/test_engine.py tests/test_windows.py tests/test_policy.py tests/test_records*.py || exit 1; \
 	done
+
+sanitize: setup ## the modules under AddressSanitizer: the contract suite through NGINX, Envoy's hooks by a driver
+	@rm -rf build/sanitizer-reports && mkdir -p build/sanitizer-reports
+	@OUTRIDER_SANITIZE_REPORTS="$(CURDIR)/build/sanitizer-reports" $(PYTHON) -m pytest -q tests/contract -k nginx
+	@$(PYTHON) -m pytest -q tests/plugins
 
 # the native core once more, with every access to memory watched
 build/asan/native/__init__.py: setup.py $(wildcard native/*.pyx native/*.pxd)
