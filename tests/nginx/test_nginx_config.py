@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
-from nginx_stack import ROOT, TEMPORARY, nginx_binary
+from nginx_stack import ROOT, TEMPORARY, nginx_binary, sanitizer_env
 
 SHIPPED = ROOT / "envoy" / "nginx.conf"
 
@@ -15,7 +16,8 @@ def check(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
     config = folder / "nginx.conf"
     config.write_text(text, encoding="utf-8")
     line = [nginx_binary(), "-t", "-p", str(folder), "-c", str(config), "-e", "stderr"]
-    return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    env = {**os.environ, **sanitizer_env(folder)}
+    return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, env=env)
 
 
 def checked(folder: Path, module: Path, http: str) -> subprocess.CompletedProcess[str]:

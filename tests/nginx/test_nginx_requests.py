@@ -40,6 +40,8 @@ location /asked/ { auth_request /auth; rewrite ^ /echo break; PROXIED }
 location = /auth {
     internal; proxy_pass http://api/items; proxy_pass_request_body off; proxy_set_header Content-Length "";
 }
+location /asking/ { outrider off; auth_request /auth; rewrite ^ /echo break; PROXIED }
+location /hop/ { set_real_ip_from 127.0.0.1; real_ip_header X-Hop; rewrite ^ /echo break; PROXIED }
 location /static/ { root FOLDER; }
 location /guarded/ { auth_basic realm; auth_basic_user_file /dev/null; PROXIED }
 """.replace("PROXIED", PROXIED.replace("\n", " "))
@@ -136,6 +138,19 @@ def test_where_outrider_is_off_nothing_is_touched(stack: NginxStack) -> None:
     seen = echoed(ask(stack, "/plain/", BLOCKED, headers={"x-outrider-id": "kept"}))
     assert seen["headers"]["x-outrider-id"] == "kept"
     assert decisions(stack) == before
+
+
+def test_subrequests_are_left_alone(stack: NginxStack) -> None:
+    """Where Outrider is off, but not in the location that NGINX itself asks."""
+    before = decisions(stack)
+    assert ask(stack, "/asking/x", BLOCKED).status == 200
+    assert decisions(stack) == before
+
+
+def test_the_client_is_who_the_location_says(stack: NginxStack) -> None:
+    request = "GET /hop/x HTTP/1.1\r\nhost: a\r\nconnection: close\r\nx-hop: %s\r\n\r\n"
+    for client, status in ((BLOCKED, b"403"), (FRIEND, b"200")):
+        assert raw_port(stack.ports["nginx"], (request % client).encode())[9:12] == status
 
 
 # ---- refusals
