@@ -39,9 +39,11 @@ missing() {
     printf '%s' "$packages"
 }
 
+apt_updated=
 apt_install() {
     say "installing with apt:$*"
-    apt-get update -qq >/dev/null || return 1
+    [ -n "$apt_updated" ] || apt-get update -qq >/dev/null || return 1
+    apt_updated=1
     # shellcheck disable=SC2086
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
@@ -68,6 +70,43 @@ if [ -n "$wanted" ]; then
     # shellcheck disable=SC2086
     may_install && apt_install $wanted || true
 fi
+# An NGINX to build the module for and to compare with. Its package would start a service on port 80 and enable it for
+# the next boot; and adding to an NGINX that is there already could upgrade, reload or reconfigure it: so that one is
+# left alone, and ours is kept from starting.
+POLICY=/usr/sbin/policy-rc.d
+restore_policy() {
+    [ -z "${policy_ours:-}" ] || rm -f "$POLICY"
+    [ -z "${policy_kept:-}" ] || mv -f "$policy_kept" "$POLICY"
+    policy_ours='' policy_kept=''
+}
+deny_services() {
+    if [ -x "$POLICY" ]; then
+        status=0
+        "$POLICY" nginx start >/dev/null 2>&1 || status=$?
+        [ "$status" != 101 ] || return 0 # it denies by itself
+    fi
+    trap restore_policy EXIT
+    trap 'exit 130' HUP INT TERM
+    if [ -e "$POLICY" ] || [ -L "$POLICY" ]; then
+        mv "$POLICY" "$POLICY.outrider-kept" || return 1
+        policy_kept="$POLICY.outrider-kept"
+    fi
+    policy_ours=1
+    printf '#!/bin/sh\nexit 101\n' >"$POLICY" && chmod 755 "$POLICY"
+}
+has_nginx() { command -v nginx >/dev/null 2>&1 || [ -x /usr/sbin/nginx ] || [ -d /etc/nginx ]; }
+if may_install && ! has_nginx; then
+    if deny_services; then
+        # the second without the first is of no use, the first without the second is
+        { apt_install nginx nginx-dev && apt_install libnginx-mod-http-modsecurity modsecurity-crs; } || true
+    fi
+    restore_policy
+    # enabled by its package, for the next boot
+    update-rc.d nginx disable >/dev/null 2>&1 || true
+    deb-systemd-helper disable nginx.service >/dev/null 2>&1 || true
+fi
+[ -e /usr/share/nginx/src/conf_flags ] ||
+    say "no NGINX to build the module for (as root: apt-get install nginx nginx-dev): Envoy serves without it"
 has_nghttp2 || say "libnghttp2-dev isn't here (as root: apt-get install libnghttp2-dev): the portable transport will serve"
 
 sum() { cat "$@" 2>/dev/null | sha256sum | cut -d' ' -f1; }

@@ -1,5 +1,5 @@
-"""What is measured, started on loopback: an upstream, and hosts, each a proxy with what stands behind it. Here: what all
-hosts have, and those of Envoy; those of NGINX are in nginx_hosts, and rig starts and ends all.
+"""What is measured, started on loopback: an upstream, and hosts, each a proxy with what stands behind it. Here: what
+all hosts have, and those of Envoy; those of NGINX are in nginx_hosts, and rig starts and ends all.
 
 * The **upstream** is an Envoy that answers from its configuration, once it has the whole body: a real hop over TCP
   that is never the bottleneck.
@@ -277,6 +277,11 @@ class Host:
     def proxy_pids(self) -> list[int]:
         """The processes whose CPU is the proxy's."""
         return [self.proxy.pid]
+
+    def handled(self) -> int | None:
+        """Requests that the proxy has taken up so far, those whose client went away included; None where it doesn't
+        tell without work of its own."""
+        return None
 
     def pids(self) -> list[int]:
         started = self.proxy_pids() if self.proxy.process is not None else []

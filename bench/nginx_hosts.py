@@ -25,7 +25,7 @@ from typing import Any
 
 from bench import measure
 from bench.hosts import Host, HostError, plugin
-from sidecar.demo.supervisor import Child, answers, wait_until
+from sidecar.demo.supervisor import Child, answers, free_port, wait_until
 
 MODULE_PLACES = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules")
 MODSECURITY_MODULE = "ngx_http_modsecurity_module.so"
@@ -107,8 +107,8 @@ SecAuditEngine Off
 SecStatusEngine Off
 SecTmpDir {folder}
 SecDataDir {folder}
-SecPcreMatchLimit 100000
-SecPcreMatchLimitRecursion 100000
+SecPcreMatchLimit 1000
+SecPcreMatchLimitRecursion 1000
 {codes}
 SecRule REQUEST_HEADERS:Content-Type "@rx ^application/json" \\
     "id:200001,phase:1,t:none,t:lowercase,pass,nolog,ctl:requestBodyProcessor=JSON"
@@ -139,6 +139,8 @@ class NginxHost(Host):
     ) -> None:
         super().__init__(name, folder, taken, workers, over)
         binary = find_nginx()
+        self.status_port = free_port(0, taken)
+        self.status_asked = 0
         self.config = folder / "nginx.conf"
         self.config.write_text(self._config(upstream_port, answer), encoding="utf-8")
         line = [binary, "-p", str(folder), "-c", str(self.config)]
@@ -194,6 +196,10 @@ http {{
         location / {{ {answer} }}
         {server}
     }}
+    server {{
+        listen 127.0.0.1:{self.status_port};
+        location / {{ stub_status; }}
+    }}
 }}
 """
 
@@ -233,6 +239,20 @@ http {{
                     f"ModSecurity isn't set up as it should be: {what} {kind} was answered {status}, not {wanted}"
                 )
 
+    def handled(self) -> int:
+        """By its own account (stub_status), which asking isn't part of."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.status_port, timeout=10)
+        try:
+            connection.request("GET", "/")
+            text = connection.getresponse().read(4096).decode("ascii", "replace")
+            self.status_asked += 1
+            # accepts, handled connections, requests
+            return int(re.findall(r"^ (\d+) (\d+) (\d+)", text, re.M)[0][2]) - self.status_asked
+        except (OSError, http.client.HTTPException, IndexError) as error:
+            raise HostError(f"NGINX ({self.name}) doesn't tell its status: {error}") from error
+        finally:
+            connection.close()
+
     def status_of(self, target: str, body: bytes | None = None) -> int:
         """Of one request as a browser sends it: GET, or POST with this JSON body. HostError without an answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
@@ -259,8 +279,8 @@ http {{
         return {
             "peer": (
                 f"{modsecurity_version()} with OWASP CRS {crs_version()}{f' ({rules[1]} rules)' if rules else ''}: "
-                "paranoia level 1, default thresholds, refusing; request bodies read (JSON parsed), response bodies not; "
-                "no audit log, error log from crit on"
+                "paranoia level 1, default thresholds, refusing; request bodies read (JSON parsed), response bodies "
+                "not; no audit log, error log from crit on"
             )
         }
 

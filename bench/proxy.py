@@ -2,7 +2,8 @@
 
 Noise of a machine comes in stretches, so slices of a few seconds alternate between hosts, over several rounds, and
 medians over rounds are compared; the spread over rounds is printed beside them. First the ceiling (closed loop),
-then constant arrival rates, the same for all hosts, chosen from the ceiling of the floor.
+then constant arrival rates, the same for all hosts of Envoy, chosen from the ceiling of the floor. Each host is
+compared with its own proxy alone.
 """
 
 from __future__ import annotations
@@ -19,19 +20,23 @@ from pathlib import Path
 from typing import Any
 
 from bench import load, measure, traffic
-from bench.hosts import Counts, Host, HostError, Rig, envoy_version
+from bench.hosts import CLIENT_HEADER, Counts, Host, HostError, base_of, envoy_version, is_nginx
 from bench.load import Sample
+from bench.rig import Rig
 from sidecar.serve.app import version
 
 RATE_SHARES = (0.1, 0.25, 0.5, 0.8)  # of the floor's ceiling
 RATE_TOO_HIGH = 1.0  # of a host's own ceiling: the first rate beyond it is run, those above aren't
 OPEN_RATE_MIN = 20.0
 OTHERS_MAX = 0.05  # cores
-SPREAD_MAX = 1.3  # fastest round to slowest
 WARM_UP, WARM_UP_TIMEOUT_S = 1000, 60.0  # requests per host and case
+WARM_UP_S, WARM_UP_CONNECTIONS = 1, 4  # where they can't be counted
+SLICE_TURNS, SLICE_S_MAX = 4, 10  # a slice lasts until each connection can have had so many answers, within reason
+SETTLE_S, SETTLE_STEP_S, SETTLED_SHARE = 10.0, 0.02, 0.1  # idle: a tenth of a core
 KEPT_UP = 0.95  # of the rate asked for
 
 Say = Callable[[str], None]
+Key = tuple[str, str, str, float]  # mode, host, case, connections or rate
 
 
 @dataclass(frozen=True)
@@ -66,35 +71,53 @@ class Run:
     plan: Plan
     facts: dict[str, str]
     missing: dict[str, str]
-    slices: dict[tuple[str, str, str, float], list[Slice]] = field(default_factory=lambda: defaultdict(list))
+    slices: dict[Key, list[Slice]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
+    proxies: dict[str, str] = field(default_factory=dict)  # version by host
 
-    def ratio(self, figure: str, key: tuple[str, str, str, float], other: str) -> float | None:
-        """How a figure of Sample relates to the other host's: the median of each round's own ratio, since what
-        disturbs a round disturbs both. None where the other wasn't measured so."""
+    def pairs(self, key: Key, other: str) -> list[tuple[Slice, Slice]]:
+        """A host's slices and the other's of the same rounds: what disturbs a round disturbs both. Empty where the
+        other wasn't measured so."""
         mode, _, case, level = key
-        pairs = zip(self.slices.get(key, ()), self.slices.get((mode, other, case, level), ()), strict=False)
+        return list(zip(self.slices.get(key, ()), self.slices.get((mode, other, case, level), ()), strict=False))
+
+    def ratio(self, figure: str, key: Key, other: str) -> float | None:
+        """How a figure of Sample relates to the other host's: the median of each round's own ratio."""
         ratios = [
-            getattr(a.sample, figure) / getattr(b.sample, figure) for a, b in pairs if getattr(b.sample, figure) > 0
+            getattr(a.sample, figure) / getattr(b.sample, figure)
+            for a, b in self.pairs(key, other)
+            if getattr(b.sample, figure) > 0
         ]
         return statistics.median(ratios) if ratios else None
+
+    def cpu_added_us(self, key: Key) -> float | None:
+        """CPU per request of proxy and sidecar, less that of the proxy alone: the median of each round's own
+        difference. None for the proxy alone, or where it wasn't measured."""
+        if key[1] == base_of(key[1]):
+            return None
+        added = [a.cpu_proxy_us + a.cpu_sidecar_us - b.cpu_proxy_us for a, b in self.pairs(key, base_of(key[1]))]
+        return statistics.median(added) if added else None
 
     def rows(self) -> list[dict[str, Any]]:
         """One per host, case and load, closed loop first; the keys are the JSON output's."""
         out = []
         for (mode, host, case, level), slices in self.slices.items():
-            rows = summary(slices)
-            ratio = self.ratio("rps", (mode, host, case, level), "bare")
+            rows, key = summary(slices), (mode, host, case, level)
+            ratio, slower = self.ratio("rps", key, base_of(host)), self.ratio("p50_us", key, base_of(host))
+            added = self.cpu_added_us(key)
             out.append(
                 {
                     "host": host,
-                    "proxy": self.facts["proxy"],
+                    "base": base_of(host),
+                    "proxy": self.proxies.get(host, self.facts["proxy"]),
                     "case": case,
                     "mode": mode,
                     "connections": int(level) if mode == "closed" else load.schedule(level).connections,
                     "rate": None if mode == "closed" else level,
                     "workers": self.plan.workers,
                     "rps_ratio": round(ratio, 4) if ratio is not None else None,
+                    "p50_ratio": round(slower, 4) if slower is not None else None,
+                    "cpu_us_added": round(added, 2) if added is not None else None,
                     # a queue that only grew, or answers of the proxy's own: what it shows is overload
                     "kept_up": mode == "closed"
                     or (rows["rps"] > KEPT_UP * level and rows["non2xx"] <= rows["refused"]),
@@ -146,8 +169,12 @@ class Inputs:
         for case, requests in self.requests.items():
             traffic.write_raw(requests, self.raw(case))
 
-    def raw(self, case: str) -> Path:
-        return self.folder / f"{case}.requests"
+    def raw(self, case: str, addressed: bool = False) -> Path:
+        """For wrk. addressed: each with its client's address, for proxies that don't write one."""
+        path = self.folder / f"{case}{'.addressed' if addressed else ''}.requests"
+        if addressed and not path.exists():
+            traffic.write_raw(traffic.addressed(self.requests[case], CLIENT_HEADER), path)
+        return path
 
     def opened(self, case: str, url: str, turn: int) -> tuple[Path, list[tuple[str, str]], Path | None]:
         """For h2load: addresses, headers and a body. It sends one set of headers and one body per run, so each turn
@@ -164,38 +191,57 @@ class Inputs:
 
 def take(host: Host, every_pid: Sequence[int], work: Callable[[], Sample]) -> Slice:
     """Run one slice and account for it; every_pid: the rig's. HostError when a process of the host has died."""
-    pids = (host.envoy.pid, host.sidecar.pid if host.sidecar else 0)
+    sidecar = host.sidecar.pid if host.sidecar else 0
+    parts = (host.proxy_pids(), [sidecar] if sidecar else [])
 
     def spent() -> tuple[list[int], int, int]:
         ours = measure.own_cpu_ns() + sum(measure.cpu_ns(pid) for pid in every_pid)
-        return [measure.cpu_ns(pid) if pid else 0 for pid in pids], measure.machine_cpu_ns(), ours
+        return [sum(measure.cpu_ns(pid) for pid in pids) for pids in parts], measure.machine_cpu_ns(), ours
 
-    counts = host.counts()
+    counts, handled = host.counts(), host.handled()
     (before, machine_before, ours_before), started = spent(), time.monotonic_ns()
     sample = work()
+    settle(host)
     (after, machine_after, ours_after), ended = spent(), time.monotonic_ns()
     others = max(0.0, (machine_after - machine_before - (ours_after - ours_before)) / (ended - started))
     dead = host.dead()
     if dead is not None:
         raise HostError(f"{dead.name} ended while it was measured. Its log ends:\n{dead.tail()}")
-    answered = max(1, sample.answered)
-    cpu = [(b - a) / 1000 / answered for a, b in zip(before, after, strict=True)]
-    held = measure.memory(pids[1]) if pids[1] else measure.Memory(0, 0, 0)
+    # what the generator left unanswered at its end was worked on as well; of 50 answers in a slice that is many
+    worked_on = max(1, sample.answered, (host.handled() or 0) - (handled or 0))
+    cpu = [(b - a) / 1000 / worked_on for a, b in zip(before, after, strict=True)]
+    held = measure.memory(sidecar) if sidecar else measure.Memory(0, 0, 0)
     return Slice(sample, cpu[0], cpu[1], held, host.counts() - counts, others)
 
 
-def facts(plan: Plan) -> dict[str, str]:
+def settle(host: Host) -> None:
+    """Wait until the proxy has done what the generator left behind, SETTLE_S at most: else the next host's slice would
+    share its cores with it, and this one's account lack it."""
+    until, pids = time.monotonic() + SETTLE_S, host.proxy_pids()
+    used = sum(measure.cpu_ns(pid) for pid in pids)
+    while time.monotonic() < until:
+        time.sleep(SETTLE_STEP_S)
+        before, used = used, sum(measure.cpu_ns(pid) for pid in pids)
+        if used - before < SETTLED_SHARE * SETTLE_STEP_S * 1e9:
+            return
+
+
+def facts(plan: Plan, hosts: Sequence[Host] = ()) -> dict[str, str]:
     tools = load.generator_versions()
+    proxies = dict.fromkeys([host.version() for host in hosts] or [envoy_version()])
+    closed_only = any(not host.opens for host in hosts) and plan.opened
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         **measure.machine(),
-        "proxy": envoy_version(),
+        "proxy": ", ".join(proxies),
         **({} if version().endswith("unknown") else {"outrider": version()}),
+        **{name: text for host in hosts for name, text in host.facts().items()},
         "load": f"wrk {tools['wrk']} (closed loop), h2load {tools['h2load']} (open loop)",
         "method": (
             f"{plan.rounds} round{'s' if plan.rounds > 1 else ''}, slices of {plan.duration_s} s (half of it at "
-            "constant rates), hosts alternating; medians over rounds; "
-            f"Envoy with {plan.workers} worker{'s' if plan.workers > 1 else ''}; everything on one machine"
+            f"constant rates, up to {SLICE_S_MAX} s for a host that is slow), hosts alternating; medians over rounds; "
+            f"each proxy with {plan.workers} worker{'s' if plan.workers > 1 else ''}; everything on one machine"
+            + ("; NGINX in the closed loop only, as h2load sends all of a run in one client's name" * closed_only)
         ),
     }
 
@@ -203,15 +249,22 @@ def facts(plan: Plan) -> dict[str, str]:
 def measure_all(rig: Rig, plan: Plan, say: Say) -> Run:
     """The whole plan on a rig that is up. LoadError, HostError."""
     inputs = Inputs(rig.folder, plan.cases)
-    run = Run(plan, facts(plan), dict(rig.missing))
+    run = Run(plan, facts(plan, rig.hosts), dict(rig.missing))
+    run.proxies = {host.name: host.version() for host in rig.hosts}
     threads = max(1, (os.cpu_count() or 1) // 4)
     say("warming up")
+    pace: dict[tuple[str, str], float] = {}  # answers per second while warming up
     for host in rig.hosts:
         for case in plan.cases:
-            load.counted(*inputs.opened(case, host.url, 0), WARM_UP, min(plan.connections), WARM_UP_TIMEOUT_S)
+            if host.opens:
+                load.counted(*inputs.opened(case, host.url, 0), WARM_UP, min(plan.connections), WARM_UP_TIMEOUT_S)
+            else:
+                done = load.closed(host.url, inputs.raw(case, addressed=True), WARM_UP_CONNECTIONS, WARM_UP_S)
+                pace[host.name, case] = done.rps
+                settle(host)
     if plan.closed or not plan.rates:
-        closed_rounds(rig, plan, inputs, run, threads, say)
-    if plan.opened:
+        closed_rounds(rig, plan, inputs, run, threads, pace, say)
+    if plan.opened and any(host.opens for host in rig.hosts):
         open_rounds(rig, plan, inputs, run, say)
     others = statistics.median(s.others for slices in run.slices.values() for s in slices)
     if others > OTHERS_MAX:
@@ -222,20 +275,27 @@ def measure_all(rig: Rig, plan: Plan, say: Say) -> Run:
     return run
 
 
-def closed_rounds(rig: Rig, plan: Plan, inputs: Inputs, run: Run, threads: int, say: Say) -> None:
+def slice_s(plan: Plan, connections: int, rps: float) -> int:
+    """The plan's, or what a host that answers so many requests per second needs."""
+    needed = math.ceil(SLICE_TURNS * connections / rps) if rps > 0 else SLICE_S_MAX
+    return max(plan.duration_s, min(SLICE_S_MAX, needed))
+
+
+def closed_rounds(
+    rig: Rig, plan: Plan, inputs: Inputs, run: Run, threads: int, pace: dict[tuple[str, str], float], say: Say
+) -> None:
     for turn in range(plan.rounds):
         for case in plan.cases:
             for connections in plan.connections:
                 say(f"ceiling: round {turn + 1} of {plan.rounds}, {traffic.TITLES[case]}, {connections} connections")
                 for host in order(rig.hosts, turn):
-                    done = take(
-                        host,
-                        rig.pids(),
-                        lambda h=host, c=case, n=connections: load.closed(  # type: ignore[misc]
-                            h.url, inputs.raw(c), n, plan.duration_s, threads
-                        ),
-                    )
-                    run.slices["closed", host.name, case, connections].append(done)
+
+                    def work(host: Host = host, case: str = case, connections: int = connections) -> Sample:
+                        sent = inputs.raw(case, addressed=is_nginx(host.name))
+                        lasts_s = slice_s(plan, connections, pace.get((host.name, case), math.inf))
+                        return load.closed(host.url, sent, connections, lasts_s, threads)
+
+                    run.slices["closed", host.name, case, connections].append(take(host, rig.pids(), work))
 
 
 def order(hosts: Sequence[Host], turn: int) -> list[Host]:
@@ -251,7 +311,7 @@ def rates_for(run: Run, case: str) -> list[float]:
     ceilings = {
         host: statistics.median(s.sample.rps for s in slices)
         for (mode, host, of, _), slices in run.slices.items()
-        if mode == "closed" and of == case
+        if mode == "closed" and of == case and not is_nginx(host)
     }
     guarded = [rps for host, rps in ceilings.items() if host != "bare"]
     ceiling = ceilings.get("null_native") or max(guarded or ceilings.values(), default=0.0)
@@ -283,7 +343,8 @@ def open_rounds(rig: Rig, plan: Plan, inputs: Inputs, run: Run, say: Say) -> Non
             rates = rates_for(run, case)
             for rate in rates:
                 say(f"arrivals: round {turn + 1} of {plan.rounds}, {traffic.TITLES[case]}, {rate:,.0f} requests/s")
-                for host in order(hosts_for(rig.hosts, run, case, rate, rates), turn):
+                able = [host for host in rig.hosts if host.opens]
+                for host in order(hosts_for(able, run, case, rate, rates), turn):
 
                     def work(host: Host = host, case: str = case, rate: float = rate) -> Sample:
                         uris, fields, body = inputs.opened(case, host.url, turn)  # noqa: B023
@@ -293,114 +354,12 @@ def open_rounds(rig: Rig, plan: Plan, inputs: Inputs, run: Run, say: Say) -> Non
                     run.slices["open", host.name, case, rate].append(take(host, rig.pids(), work))
 
 
-# ---- what it says --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One sentence; good: None where it only informs; caution: about the run, not about what was measured."""
-
-    text: str
-    good: bool | None = None
-    caution: bool = False
-
-
-FLOOR_RPS, FLOOR_P99, GRPCIO_RPS, SIDECAR_CPU_US = 0.90, 1.15, 2.5, 25.0
-
-
-def verdicts(run: Run) -> list[Verdict]:
-    """Outrider against the floor and against grpcio, in plain words; then what is wrong with the run."""
-    rows = run.rows()
-    out: list[Verdict] = []
-    for row in rows:
-        host, case, connections = row["host"], row["case"], row["connections"]
-        if row["mode"] != "closed" or host not in ("native", "grpcio"):
-            continue
-        key = ("closed", host, case, float(connections))
-        where = f"{traffic.TITLES[case]}, {connections} connections"
-        share, tail = run.ratio("rps", key, "null_native"), run.ratio("p99_us", key, "null_native")
-        if share is not None and tail is not None:
-            good = (share >= FLOOR_RPS and tail <= FLOOR_P99) if host == "native" else None
-            goal = f" (goal: at least {FLOOR_RPS:.0%}, at most x{FLOOR_P99})" if host == "native" else ""
-            out.append(
-                Verdict(
-                    f"{where}: Outrider over {host} does {share:.0%} of the empty server's throughput, "
-                    f"with x{tail:.2f} of its p99{goal}.",
-                    good,
-                )
-            )
-        times = run.ratio("rps", key, "grpcio") if host == "native" else None
-        if times is not None:
-            out.append(
-                Verdict(
-                    f"{where}: native does {times:.1f} times the throughput of grpcio (goal: {GRPCIO_RPS}).",
-                    times >= GRPCIO_RPS,
-                )
-            )
-        if host == "native" and case == "get":
-            out.append(
-                Verdict(
-                    f"{where}: the sidecar uses {row['cpu_us_sidecar']:.0f} us of CPU per request "
-                    f"(goal: at most {SIDECAR_CPU_US:.0f}).",
-                    row["cpu_us_sidecar"] <= SIDECAR_CPU_US,
-                )
-            )
-    out += [capacity(host, case, rows) for case in run.plan.cases for host in ("native", "grpcio")
-            if any(r["mode"] == "open" and (r["host"], r["case"]) == (host, case) for r in rows)]
-    return [*out, *(Verdict(note, caution=True) for note in run.notes), *complaints(rows)]
-
-
-def capacity(host: str, case: str, rows: Sequence[dict[str, Any]]) -> Verdict:
-    """Up to which of the constant rates a host kept up."""
-    found = [r for r in rows if r["mode"] == "open" and (r["host"], r["case"]) == (host, case)]
-    kept = [r for r in found if r["kept_up"]]
-    beyond = [r for r in found if not r["kept_up"]]
-    title = traffic.TITLES[case]
-    if not kept:
-        return Verdict(f"{title}: Outrider over {host} kept up with none of the arrival rates tried.", False)
-    best = kept[-1]
-    tail = f"; {beyond[0]['rate']:,.0f}/s was too much" if beyond else ""
-    return Verdict(
-        f"{title}: at constant arrivals Outrider over {host} kept up with {best['rate']:,.0f}/s "
-        f"(p50 {best['p50_us'] / 1000:.1f} ms, p99 {best['p99_us'] / 1000:.1f} ms){tail}."
-    )
-
-
-def complaints(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
-    """What makes figures worth less: refusals, requests let through unjudged, skipped stages, a wide spread. Rates
-    that were too much for a host are left out: it is overload that they show."""
-    out, unsteady = [], []
-    for row in rows:
-        if not row["kept_up"]:
-            continue
-        where = f"{row['host']}, {row['case']}, " + (
-            f"{row['connections']} connections" if row["mode"] == "closed" else f"{row['rate']:,.0f}/s"
-        )
-        for key, words in (
-            ("refused", "requests were refused: the traffic should be benign"),
-            ("unjudged", "requests passed unjudged because ext_proc failed or was too slow"),
-            ("stages_skipped", "stages were skipped: not all requests were scored in full"),
-            ("errors", "requests got no answer"),
-        ):
-            if row[key]:
-                out.append(Verdict(f"{where}: {row[key]:,} {words}.", False))
-        if row["non2xx"] > row["refused"]:
-            strange = row["non2xx"] - row["refused"]
-            out.append(Verdict(f"{where}: {strange:,} answers were neither 2xx nor a decision.", False))
-        if row["mode"] == "closed" and row["rps_low"] > 0 and row["rps_high"] / row["rps_low"] > SPREAD_MAX:
-            unsteady.append(f"{where} ({row['rps_low']:,.0f} to {row['rps_high']:,.0f}/s)")
-    if unsteady:
-        text = "Throughput varied much between rounds; a quiet machine or more rounds would say more: "
-        out.append(Verdict(text + "; ".join(unsteady) + ".", caution=True))
-    return out
-
-
 def run_plan(plan: Plan, required: set[str], say: Say) -> Run:
     """Starts everything, measures, ends everything."""
     for program in ("wrk", "h2load"):
         load.find(program)
     started = time.monotonic()
-    say("starting the upstream, Envoys and sidecars")
+    say("starting the upstream, proxies and sidecars")
     with Rig(list(plan.hosts), required, plan.workers) as rig:
         run = measure_all(rig, plan, say)
     run.facts["took"] = f"{time.monotonic() - started:.0f} s"

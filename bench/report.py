@@ -11,12 +11,23 @@ from typing import Any
 
 from bench import load, svg, traffic
 from bench.hosts import HOSTS
-from bench.proxy import Verdict
 from bench.soak import Soak
 from bench.svg import Bar, Line, duration
+from bench.verdicts import Verdict
 
 CSS = Path(__file__).with_name("report.css")
-NAMES = {"bare": "bare", "null_native": "empty", "native": "native", "grpcio": "grpcio"}
+NAMES = {
+    "bare": "bare",
+    "null_native": "empty",
+    "native": "native",
+    "grpcio": "grpcio",
+    "envoy_plugin": "plugin",
+    "nginx_bare": "bare",
+    "nginx_plugin": "plugin",
+    "nginx_auth_request": "auth_request",
+    "nginx_modsecurity": "ModSecurity",
+}
+PROXIES = {"bare": "Envoy", "nginx_bare": "NGINX"}  # by the host that the others are compared with
 TAIL_TICKS = ((math.log10(2), "50%"), (1, "90%"), (2, "99%"), (3, "99.9%"), (4, "99.99%"), (5, "99.999%"))
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 Row = Mapping[str, Any]
@@ -67,10 +78,14 @@ def case_section(case: str, rows: Sequence[Row]) -> str:
     closed = [row for row in rows if row["mode"] == "closed"]
     opened = [row for row in rows if row["mode"] == "open"]
     figures = []
-    for connections in dict.fromkeys(row["connections"] for row in closed):
-        found = [row for row in closed if row["connections"] == connections]
-        figures += ceiling_figures(found, connections)
-    figures += throughput_figures(closed, opened) + rate_figures(opened)
+    for base in dict.fromkeys(row["base"] for row in closed):
+        for connections in dict.fromkeys(row["connections"] for row in closed):
+            found = [row for row in closed if (row["connections"], row["base"]) == (connections, base)]
+            figures += ceiling_figures(found, connections, PROXIES[base])
+    for base in dict.fromkeys(row["base"] for row in rows):
+        ours, theirs = ([row for row in of if row["base"] == base] for of in (closed, opened))
+        figures += throughput_figures(ours, theirs, PROXIES[base])
+    figures += rate_figures(opened)
     return (
         f"<h2>{escape(traffic.TITLES.get(case, case))}</h2>"
         f'<div class="cards">{"".join(figures)}</div>{table(closed, opened)}'
@@ -85,7 +100,7 @@ def part(title: str, caption: str, drawing: str) -> str:
     return f"<h3>{escape(title)}</h3><figcaption>{escape(caption)}</figcaption>{drawing}"
 
 
-def ceiling_figures(rows: Sequence[Row], connections: int) -> list[str]:
+def ceiling_figures(rows: Sequence[Row], connections: int, proxy: str) -> list[str]:
     rate_bars = [
         Bar(
             short(row),
@@ -103,7 +118,7 @@ def ceiling_figures(rows: Sequence[Row], connections: int) -> list[str]:
             row["host"],
             (row["cpu_us_proxy"], row["cpu_us_sidecar"]),
             f"{row['cpu_us_proxy']:.0f}" + (f" + {row['cpu_us_sidecar']:.0f}" if row["cpu_us_sidecar"] else "") + " µs",
-            f"{HOSTS.get(row['host'], row['host'])}: Envoy {row['cpu_us_proxy']} µs, sidecar "
+            f"{HOSTS.get(row['host'], row['host'])}: {proxy} {row['cpu_us_proxy']} µs, sidecar "
             f"{row['cpu_us_sidecar']} µs per request",
         )
         for row in rows
@@ -111,14 +126,14 @@ def ceiling_figures(rows: Sequence[Row], connections: int) -> list[str]:
     return [
         "<figure>"
         + part(
-            f"Throughput at {connections} connections",
-            "Closed loop: each connection asks again as soon as it was answered. Share of bare Envoy.",
+            f"{proxy}: throughput at {connections} connections",
+            f"Closed loop: each connection asks again as soon as it was answered. Share of bare {proxy}.",
             svg.bars(rate_bars, "throughput by host"),
         )
-        + part("CPU per request", "Envoy, and lighter beside it the sidecar.", svg.bars(cpu_bars, "CPU time by host"))
+        + part("CPU per request", f"{proxy}, and lighter beside it the sidecar.", svg.bars(cpu_bars, "CPU by host"))
         + "</figure>",
         figure(
-            f"Latency at the ceiling, {connections} connections",
+            f"{proxy}: latency at the ceiling, {connections} connections",
             "By share of requests; the server is fully loaded, so this is mostly waiting for a turn.",
             tail_chart(rows, "latency by percentile, closed loop"),
         ),
@@ -136,7 +151,7 @@ def tail_chart(rows: Sequence[Row], label: str) -> str:
     return svg.chart(lines, TAIL_TICKS, (0.0, reach), "share of requests at most this slow", label)
 
 
-def throughput_figures(closed: Sequence[Row], opened: Sequence[Row]) -> list[str]:
+def throughput_figures(closed: Sequence[Row], opened: Sequence[Row], proxy: str) -> list[str]:
     """What is answered: over connections where more than one number was tried, and over what was asked."""
     out = []
     for rows, key, axis, title, caption in (
@@ -152,7 +167,8 @@ def throughput_figures(closed: Sequence[Row], opened: Sequence[Row]) -> list[str
             tips = [f"{NAMES.get(host, host)}, {r[key]:,.0f} {axis}: {r['rps']:,.0f} answered/s" for r in found]
             lines.append(Line(NAMES.get(host, host), host, [(r[key], r["rps"] / 1000) for r in found], tips=tips))
         ticks = [(level, f"{level:,.0f}") for level in svg.linear_ticks(levels[-1])]
-        out.append(figure(title, caption, svg.chart(lines, ticks, (0.0, levels[-1]), axis, title.lower(), "k/s")))
+        title = f"{proxy}: {title.lower()}"
+        out.append(figure(title, caption, svg.chart(lines, ticks, (0.0, levels[-1]), axis, title, "k/s")))
     return out
 
 
@@ -198,14 +214,14 @@ def rate_figures(rows: Sequence[Row]) -> list[str]:
 def table(closed: Sequence[Row], opened: Sequence[Row]) -> str:
     out = [
         "<div class='scroll'><table><thead><tr><th>host</th><th>load</th><th>answered/s</th><th>to bare</th>"
-        "<th>p50</th><th>p99</th><th>p99.9</th><th>max</th><th>Envoy CPU</th><th>sidecar CPU</th><th>sidecar RSS</th>"
-        "<th>non-2xx</th><th>unjudged</th></tr></thead><tbody>"
+        "<th>p50</th><th>p99</th><th>p99.9</th><th>max</th><th>proxy CPU</th><th>sidecar CPU</th><th>added</th>"
+        "<th>sidecar RSS</th><th>non-2xx</th><th>unjudged</th></tr></thead><tbody>"
     ]
     before = None
     for row in (*closed, *opened):
         level = f"{row['connections']} conns" if row["mode"] == "closed" else f"{row['rate']:,.0f}/s"
-        first = ' class="first"' if before not in (None, level) else ""
-        before = level
+        first = ' class="first"' if before not in (None, (level, row["base"])) else ""
+        before = (level, row["base"])
         load_cell = level if row["kept_up"] else f"{level} (too much)"
         cells = (
             load_cell,
@@ -214,6 +230,7 @@ def table(closed: Sequence[Row], opened: Sequence[Row]) -> str:
             *(duration(row[key]) for key in ("p50_us", "p99_us", "p999_us", "max_us")),
             f"{row['cpu_us_proxy']:.1f} µs",
             f"{row['cpu_us_sidecar']:.1f} µs" if row["cpu_us_sidecar"] else "–",
+            f"{row['cpu_us_added']:.1f} µs" if row["cpu_us_added"] is not None else "–",
             f"{row['rss_mib_sidecar']:.0f} MiB" if row["rss_mib_sidecar"] else "–",
             f"{row['non2xx']:,}",
             f"{row['unjudged']:,}",
@@ -245,12 +262,15 @@ def soak_section(soak: Soak) -> str:
 
 def method(facts: Mapping[str, str], compared: bool) -> str:
     listed = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
-    hosts = "".join(f'<dt class="name h-{k}">{NAMES[k]}</dt><dd>{escape(v)}</dd>' for k, v in HOSTS.items())
+    hosts = "".join(f'<dt class="name h-{k}">{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in HOSTS.items())
     how = (
-        "The upstream is a second Envoy that answers at once. Every host has the same Envoy configuration but for "
-        "the ext_proc filter; the empty server and Outrider are asked for the same messages and bodies. Outrider "
-        "runs all detectors and models on every request, and skips nothing. Percentiles are medians over rounds of "
-        f"each round's; late starts of the load generator beyond {load.LATE_US // 1000} ms count as waiting."
+        "The upstream is an Envoy that answers at once, the same for all. Hosts of Envoy have the same configuration "
+        "but for what asks: nothing, the ext_proc filter or Outrider's, in the same place; the empty server and "
+        "Outrider are asked for the same messages and bodies. Hosts of NGINX too have the same configuration but for "
+        "what asks, and get the very same requests. Outrider runs all detectors and models on every request, and "
+        "skips nothing; asked by auth_request it sees no bodies. CPU that is added: of proxy and sidecar, less the proxy's alone. "
+        "Percentiles are medians over rounds of each round's; late starts of the load generator beyond "
+        f"{load.LATE_US // 1000} ms count as waiting."
     )
     rest = f"<dl>{hosts}</dl>" if compared else ""
     return f'<h2>How it was measured</h2><div class="card"><p>{how}</p><dl>{listed}</dl>{rest}</div>'

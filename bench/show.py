@@ -11,12 +11,22 @@ from rich.text import Text
 
 from bench import traffic
 from bench.hosts import HOSTS
-from bench.proxy import Verdict
 from bench.soak import Soak
+from bench.verdicts import Verdict
 
-STYLES = {"bare": "dim", "null_native": "cyan", "native": "bold green", "grpcio": "yellow"}
-FACTS = ("date", "processor", "memory", "system", "proxy", "outrider", "load", "method", "took")
-WIDTH = 124
+STYLES = {
+    "bare": "dim",
+    "null_native": "cyan",
+    "native": "bold green",
+    "grpcio": "yellow",
+    "envoy_plugin": "bold magenta",
+    "nginx_bare": "dim",
+    "nginx_plugin": "bold magenta",
+    "nginx_auth_request": "yellow",
+    "nginx_modsecurity": "red",
+}
+FACTS = ("date", "processor", "memory", "system", "proxy", "outrider", "peer", "load", "method", "took")
+WIDTH = 138
 
 
 def us(value: float) -> str:
@@ -69,15 +79,15 @@ def table(title: str, mode: str, rows: Sequence[dict[str, Any]]) -> Table:
     out = Table(title=title, title_justify="left", title_style="bold")
     out.add_column("host", no_wrap=True)
     out.add_column("conns" if mode == "closed" else "asked/s", justify="right", no_wrap=True)
-    columns = ("answered/s", "to bare", "p50", "p99", "p99.9", "proxy CPU", "sidecar CPU", "MiB", "non-2xx")
+    columns = ("answered/s", "to bare", "p50", "p99", "p99.9", "proxy CPU", "sidecar CPU", "added", "MiB", "non-2xx")
     for column in columns:
         out.add_column(column, justify="right", no_wrap=True)
     before = None
     for row in rows:
         level = row["connections"] if mode == "closed" else row["rate"]
-        if before is not None and before != level:
+        if before is not None and before != (level, row["base"]):
             out.add_section()
-        before = level
+        before = (level, row["base"])
         out.add_row(
             Text(row["host"], STYLES.get(row["host"], "")),
             f"{level:,.0f}",
@@ -88,6 +98,7 @@ def table(title: str, mode: str, rows: Sequence[dict[str, Any]]) -> Table:
             us(row["p999_us"]),
             f"{row['cpu_us_proxy']:.0f} us",
             f"{row['cpu_us_sidecar']:.1f} us" if row["cpu_us_sidecar"] else "-",
+            f"{row['cpu_us_added']:.1f} us" if row["cpu_us_added"] is not None else "-",
             f"{row['rss_mib_sidecar']:.0f}" if row["rss_mib_sidecar"] else "-",
             f"{row['non2xx']:,}",
         )

@@ -1,7 +1,7 @@
 """What the benchmarks send: benign requests of a shop's API, different ones each time, the same ones each run.
 
 `pipeline` hands them to the engine; `proxy` writes them to files for the load generators: whole HTTP/1.1 requests
-for wrk, addresses and a body for h2load.
+for wrk, paths and a body for h2load.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ def attack(rng: random.Random) -> Request:
 CASES: dict[str, Callable[[random.Random], Request]] = {"get": get, "post_1k": post, "post_16k": post_16k}
 TITLES = {"get": "GET, 3 query values", "post_1k": "POST, 1 KB of JSON", "post_16k": "POST, 16 KB of JSON"}
 VARIANTS = {"get": 2000, "post_1k": 2000, "post_16k": 300}
+CLIENTS = 4096  # three hexadecimal digits, as Envoy's hosts take them from the request's id
+SENT_BYTES_MAX = 16 << 20  # prepared for wrk, per case
 # Envoy writes these itself: the request id, and the client's address
 _NOT_SENT = {"x-request-id", "x-forwarded-for"}
 
@@ -92,6 +94,19 @@ _NOT_SENT = {"x-request-id", "x-forwarded-for"}
 def variants(case: str) -> list[Request]:
     rng = random.Random(f"outrider bench {case}")
     return [CASES[case](rng) for _ in range(VARIANTS[case])]
+
+
+def addressed(requests: list[Request], header: str) -> list[Request]:
+    """The same requests over and over, each time with an address drawn from CLIENTS ones in that header: as many as
+    there are clients, or as SENT_BYTES_MAX holds, and each at least once."""
+    rng = random.Random("outrider bench addresses")
+    bytes_each = sum(len(raw(request)) for request in requests) // len(requests) + 1
+    wanted = max(len(requests), min(CLIENTS, SENT_BYTES_MAX // bytes_each))
+    out = []
+    for i in range(wanted):
+        method, path, fields, body = requests[i % len(requests)]
+        out.append((method, path, [*fields, (header, f"2001:db8:{rng.randrange(CLIENTS):03x}::1")], body))
+    return out
 
 
 def raw(request: Request) -> bytes:

@@ -12,13 +12,17 @@ from typing import Any
 
 import click
 
-HOST_NAMES = ("bare", "null_native", "native", "grpcio")
+HOST_NAMES = (
+    "bare", "null_native", "native", "grpcio", "envoy_plugin",
+    "nginx_bare", "nginx_plugin", "nginx_auth_request", "nginx_modsecurity",
+)  # fmt: skip
 CASE_NAMES = ("get", "post_1k", "post_16k")
 # name -> (module with a click command named `command`, one-line help)
 SUBCOMMANDS = {
     "budgets": ("bench.budgets", "Latency budgets under load: what is skipped, what holds."),
     "models": ("bench.models", "Models at batch 1, against other ways to run them."),
     "pipeline": ("bench.pipeline", "The request pipeline alone, stage by stage."),
+    "scaling": ("bench.scaling", "Whether a second worker of the proxy adds its throughput."),
 }
 EXIT_CANNOT = 3
 
@@ -78,8 +82,8 @@ def missing(module: str) -> str:
     help="Seconds of each slice of the closed loop, half of it at constant rates.  [default: 2]",
 )
 @click.option("--rounds", type=click.IntRange(1, 100), help="Rounds over all hosts.  [default: 3]")
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Envoy's threads.")
-@click.option("--quick", is_flag=True, help="Half a minute, to see that it runs: two cases, one round, one rate.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Of each proxy.")
+@click.option("--quick", is_flag=True, help="A minute, to see that it runs: two cases, one round, one rate.")
 @click.option("--soak", is_flag=True, help="A million requests; is each answered, does memory grow?")
 @click.option(
     "--requests", type=click.IntRange(100, 1_000_000_000), default=1_000_000, show_default=True, help="For --soak."
@@ -88,12 +92,13 @@ def missing(module: str) -> str:
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write a report there.")
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
-    """Load benchmarks of the whole way through Envoy.
+    """Load benchmarks of the whole way through Envoy and NGINX.
 
-    Starts an upstream, Envoys and sidecars on loopback, loads them with wrk (closed loop: the ceiling) and h2load
-    (constant arrival rates: waiting counts) and compares, in one interleaved run: Envoy alone, Envoy with an empty
-    native ext_proc server (the floor), Outrider over its native transport and over grpcio. The default run takes
-    some five minutes.
+    Starts an upstream, proxies and sidecars on loopback, loads them with wrk (closed loop: the ceiling) and h2load
+    (constant arrival rates: waiting counts; Envoy only) and compares, in one interleaved run: Envoy alone, Envoy with
+    an empty native ext_proc server (the floor), Outrider over its native transport, over grpcio, and inside Envoy;
+    NGINX alone, with Outrider inside, with auth_request, and with ModSecurity and the OWASP CRS. What isn't installed
+    is left out and said. The default run takes some seven minutes.
 
     \b
     outrider bench --quick                         does it run here?
@@ -151,11 +156,17 @@ def write_page(path: Path, page: str, progress: Any) -> None:
 
 
 def compare(given: dict[str, Any]) -> int:
-    from bench import proxy, report, show
+    from bench import proxy, report, show, verdicts
+    from bench.hosts import is_nginx
 
-    quick = given["quick"]
+    quick, wanted = given["quick"], [name for name in HOST_NAMES if name in given["hosts"] or not given["hosts"]]
+    if given["mode"] == "open":
+        refused = [name for name in given["hosts"] if is_nginx(name)]
+        if refused:
+            raise click.UsageError(f"--mode open: hosts of NGINX have a closed loop only ({', '.join(refused)})")
+        wanted = [name for name in wanted if not is_nginx(name)]
     plan = proxy.Plan(
-        hosts=tuple(name for name in HOST_NAMES if name in given["hosts"] or not given["hosts"]),
+        hosts=tuple(wanted),
         cases=tuple(name for name in CASE_NAMES if name in given["cases"]) or (CASE_NAMES[:2] if quick else CASE_NAMES),
         connections=tuple(dict.fromkeys(given["connections"])) or (32,),
         rates=tuple(sorted(set(given["rates"]))) or ((200.0,) if quick else ()),
@@ -169,7 +180,7 @@ def compare(given: dict[str, Any]) -> int:
     run = with_status(progress, lambda say: proxy.run_plan(plan, set(given["hosts"]), say))
     if plan.rounds < 3:
         run.notes.append("Fewer than three rounds: this shows that it runs, not how fast.")
-    rows, said = run.rows(), proxy.verdicts(run)
+    rows, said = run.rows(), verdicts.verdicts(run)
     if given["as_json"]:
         print(json.dumps(rows, indent=1))
     else:
@@ -182,6 +193,7 @@ def compare(given: dict[str, Any]) -> int:
 def soak(given: dict[str, Any]) -> int:
     from bench import hosts, load, proxy, report, show
     from bench import soak as endurance
+    from bench.rig import Rig
 
     chosen = [name for name in given["hosts"] if name in ("native", "grpcio")]
     if given["hosts"] and len(chosen) != 1:
@@ -210,7 +222,7 @@ def soak(given: dict[str, Any]) -> int:
 
     def work(say: Any) -> endurance.Soak:
         say("starting")
-        with hosts.Rig(chosen, set(chosen), given["workers"]) as rig:
+        with Rig(chosen, set(chosen), given["workers"]) as rig:
             return endurance.soak(
                 rig,
                 rig.hosts[0],
