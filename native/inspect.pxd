@@ -8,8 +8,8 @@ from libc.stdint cimport int8_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcpy, memset
 
 from native.address cimport forwarded_add, forwarded_address, parse_address, trimmed
-from native.base cimport (ACTION_ALLOW, ACTION_THROTTLE, BODY_NONE, BODY_PART, BODY_WHOLE, HEADERS_MAX, Decision, Header,
-                          Request, Slice, lower, or_now_ns, slice_is, slice_is_nocase)
+from native.base cimport (ACTION_ALLOW, ACTION_THROTTLE, BODY_NONE, BODY_PART, BODY_WHOLE, HEADERS_MAX, Decision,
+                          Header, Request, Slice, lower, or_now_ns, slice_is, slice_is_nocase)
 from native.extproc_pool cimport (BODY_MODE_BUFFERED, BODY_MODE_BUFFERED_PARTIAL, BODY_MODE_NONE, BODY_MODE_STREAMED,
                                   NO_LENGTH, PHASE_DECIDED, PHASE_REFUSED, STREAM_BODY_BYTES_MAX,
                                   STREAM_HEADER_BYTES_MAX, TELL_ALL, TELL_FLAGGED, UPGRADE_ASKED, UPGRADE_FRAMED,
@@ -125,7 +125,6 @@ cdef inline bint same_name(Slice a, Slice b) noexcept nogil:
 cdef inline bint starts_nocase(Slice s, const char *lit, uint32_t n) noexcept nogil:
     s.n = n if s.n > n else s.n
     return slice_is_nocase(s, lit, n)
-
 
 
 cdef inline void find_client(StreamState *s, const ExtProcHost *host) noexcept nogil:
@@ -274,8 +273,8 @@ cdef inline void split_path(Request *r) noexcept nogil:
 
 
 cdef inline bint is_tunnel(const StreamState *s) noexcept nogil:
-    """A WebSocket or the like: what follows the headers is no body and never ends. Whoever announces a body does not get
-    around having it read by calling it so."""
+    """A WebSocket or the like: what follows the headers is no body and never ends. Whoever announces a body does not
+    get around having it read by calling it so."""
     if slice_is(s.request.method, "CONNECT", 7):
         return True
     return s.upgrade == UPGRADE_NAMED | UPGRADE_ASKED and slice_is(s.request.method, "GET", 3)

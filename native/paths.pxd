@@ -68,7 +68,7 @@ cdef inline Slice normal_path(Slice path, char *out, uint32_t room) noexcept nog
     out[0] = c'/'
     if path.n and path.p[0] != c'/' and path.p[0] != c'\\':
         while i + 2 < path.n and path.p[i] != c'/' and not (path.p[i] == c':' and path.p[i + 1] == c'/'
-                                                           and path.p[i + 2] == c'/'):
+                                                            and path.p[i + 2] == c'/'):
             i += 1
         if i + 2 < path.n and path.p[i] == c':':
             i += 3

@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("replay", "Replay logs through time, per client, and say who would have been refused."),
     "schema": ("schema", "Print the JSON Schema of the configuration, for editors."),
     "score": ("score", "Score request records one by one and write decision records."),
-    "serve": ("serve", "Serve decisions to Envoy (ext_proc)."),
+    "serve": ("serve", "Serve decisions to Envoy and NGINX, and keep the arena of their plugins."),
     "simulate": ("simulate", "Generate traffic of normal users and of attackers, with labels."),
     "train": ("train", "Train, calibrate and compile a model bundle from logs."),
     "version": ("version", "Print versions and what this machine can do."),

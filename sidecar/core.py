@@ -60,7 +60,7 @@ class Core:
         self.models = models
         self.place = place
         self.group = settings.arena.group         # as opened: a new one takes a restart
-        self.models_published = False
+        self._published: Path | None = None
         self._publishing = threading.Lock()       # loading and trying again are different threads' work
         self._lock_fd = lock_fd
         # nobody waits on a private core: results must not depend on how busy the machine is
@@ -92,6 +92,12 @@ class Core:
         logger.info("models loaded", extra={"bundle": str(bundle_path(self.settings)), "runtime": str(runtime)})
         self.publish_models()
 
+    @property
+    def models_published(self) -> bool:
+        """Do the models in use lie where proxies look for them?"""
+        published = self._published
+        return published is not None and (published / "runtime.bin").is_file()
+
     def publish_models(self) -> None:
         """Put the models in use beside the arena, for proxies' plugins. Where that fails it is said and the sidecar
         serves on: it has its own."""
@@ -102,14 +108,14 @@ class Core:
                 relative = sharing.publish(Path(self.models.folder), self.place.path, sharing.group_id(self.group))
                 self.arena.publish_models(relative, self.models.generation)
             except (sharing.ShareError, KeyError, ValueError) as error:
-                self.models_published = False
+                self._published = None
                 logger.error(
                     "the models can't be shared with proxies: those attached keep what they have, new ones decide by "
                     "lists and detectors only",
                     extra={"why": str(error)},
                 )
                 return
-            self.models_published = True
+            self._published = self.place.path.parent / relative
             sharing.prune(self.place.path, relative)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ kept in a cache by the hash of everything they are made of.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -96,9 +97,7 @@ def compiler() -> str:
 def cython_version() -> str:
     if importlib.util.find_spec("Cython") is None:
         raise PluginError("Cython is needed to build plugins: pip install 'outrider[plugins]'")
-    import Cython
-
-    return str(Cython.__version__)
+    return importlib.metadata.version("cython")
 
 
 def nginx_source() -> Path:
@@ -202,7 +201,8 @@ def check_symbols(library: Path, sanitize: bool = False) -> None:
     if nm is None:
         raise PluginError("nm is needed (Debian: apt-get install binutils)")
     done = subprocess.run([nm, "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=False)
-    wanted = [word for line in done.stdout.splitlines() for word in line.split()[-1:] if word.lstrip("_").startswith("Py")]
+    names = [line.split()[-1] for line in done.stdout.splitlines() if line.strip()]
+    wanted = [name for name in names if name.lstrip("_").startswith("Py")]
     if done.returncode or wanted:
         raise PluginError(f"{library.name} would need Python: {', '.join(wanted) or done.stderr}")
     done = subprocess.run([nm, "-D", "--defined-only", str(library)], capture_output=True, text=True, check=False)

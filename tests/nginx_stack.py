@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from sidecar.demo.supervisor import Child, answers, free_port, wait_until
 ROOT = Path(__file__).resolve().parent.parent
 TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 START_TIMEOUT_S = 20.0
+SANITIZED = os.environ.get("OUTRIDER_SANITIZE") == "1"  # the module with sanitizers, whose runtime NGINX then needs
 VARIABLES = ("action", "enforced", "mode", "score", "id", "route", "reasons", "place", "us")
 
 PROXIED = """
@@ -34,6 +36,19 @@ proxy_set_header Host $host;
 def listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def sanitizer_env(logs: Path) -> dict[str, str]:
+    """What NGINX needs in its environment to load a sanitized module; reports go to files in that folder."""
+    if not SANITIZED:
+        return {}
+    line = ["gcc", "-print-file-name=libasan.so"]
+    return {
+        "LD_PRELOAD": subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip(),
+        # NGINX frees nothing at its end
+        "ASAN_OPTIONS": f"detect_leaks=0:handle_segv=0:log_path={logs / 'asan'}",
+        "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={logs / 'ubsan'}",
+    }
 
 
 class NginxStack:
@@ -84,6 +99,7 @@ class NginxStack:
             self.logs / "sidecar.log",
         )
         self.nginx = Child("NGINX", [nginx_binary(), *self.arguments()], self.logs / "nginx-start.log")
+        self.nginx.env |= sanitizer_env(self.logs)
         for child in (self.api, self.sidecar):
             child.env["PYTHONPATH"] = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
 
@@ -194,12 +210,17 @@ server {{
         self.write_config()
         os.kill(self.nginx.pid, signal.SIGHUP)
         wait_until(
-            lambda: bool(self.workers()) and not self.workers() & old, "it had new workers", [self.nginx], START_TIMEOUT_S
+            lambda: bool(self.workers()) and not self.workers() & old,
+            "it had new workers",
+            [self.nginx],
+            START_TIMEOUT_S,
         )
 
     def stop(self) -> None:
         for child in (self.nginx, self.sidecar, self.api):
             child.stop()
+        reports = [path.read_text(errors="replace") for path in self.logs.glob("*san.*")]
+        assert not reports, reports[0]
         if self.keep:
             self.arena.unlink(missing_ok=True)
         else:

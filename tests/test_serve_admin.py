@@ -24,6 +24,9 @@ COUNTERS = {
     "budget_overruns": 4,
     "events_dropped": 5,
     "something_new": 6,
+    "unjudged_open": 8,
+    "unjudged_closed": 0,
+    "proxies_attached": 2,
 }
 HISTOGRAMS = {"text": [0, 5, 3, 0], "total": [0, 1, 6, 1]}
 
@@ -101,6 +104,9 @@ def test_metrics_name_what_the_arena_counted(admin: AdminServer) -> None:
     assert found["outrider_stages_skipped_total", (("stage", "text"),)] == 1
     assert found["outrider_budget_overruns_total", ()] == 4
     assert found["outrider_something_new_total", ()] == 6
+    assert found["outrider_unjudged_total", (("outcome", "open"),)] == 8
+    assert found["outrider_unjudged_total", (("outcome", "closed"),)] == 0
+    assert found["outrider_proxies_attached_total", ()] == 2
     assert found["outrider_transport_streams", ()] == 2
     assert found["outrider_transport_messages_total", ()] == 30
     assert found["outrider_config_reloads_total", (("result", "refused"),)] == 1
@@ -118,7 +124,7 @@ def test_every_metric_has_our_prefix_and_no_label_of_a_client(admin: AdminServer
         for sample in family.samples:
             labels |= set(sample.labels)
     assert all(name.startswith("outrider_") for name in names)
-    assert labels <= {"le", "action", "stage", "result", "version", "python", "mode"}
+    assert labels <= {"le", "action", "stage", "result", "outcome", "version", "python", "mode"}
 
 
 def test_histograms_are_cumulative_in_seconds(admin: AdminServer) -> None:

@@ -1,9 +1,11 @@
 """What other users and containers get of the arena, and what happens when its file is tampered with: real sidecars."""
 from __future__ import annotations
 
+import asyncio
 import grp
 import os
 import re
+import shutil
 import signal
 import stat
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from native.models import Models
 from sidecar import sharing
 from sidecar.config import Settings
 from sidecar.core import open_core
+from sidecar.serve import arena_watch
 from sidecar.serve.errors import EXIT_ARENA, EXIT_CONFIG
 
 Make = Callable[..., Sidecar]
@@ -155,6 +158,31 @@ def test_models_that_cannot_be_shared_do_not_stop_the_sidecar(make: Make) -> Non
     assert line["level"] == "error"
     assert sidecar.metric("outrider_models_published") == 0
     assert sidecar.metric("outrider_ready") == 1
+
+
+async def test_models_are_put_there_again_when_that_works_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arena_watch, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(arena_watch, "PUBLISH_AGAIN_S", 0.05)
+    in_the_way = sharing.models_folder(tmp_path / "arena")
+    in_the_way.write_text("x")
+    core = open_core(settings(tmp_path))
+    assert not core.models_published
+    watching = asyncio.create_task(arena_watch.ArenaWatch(core).run())
+    try:
+        in_the_way.unlink()
+        for _ in range(2):
+            async with asyncio.timeout(30):
+                while not core.models_published:
+                    await asyncio.sleep(0.01)
+            relative, generation = core.arena.published_models
+            assert (generation, (tmp_path / relative / "runtime.bin").is_file()) == (core.models.generation, True)
+            shutil.rmtree(in_the_way)             # somebody tidies up
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    core.close()
 
 
 @AS_ROOT

@@ -14,11 +14,10 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcmp, memcpy, memset, strlen
 
 from native.address cimport forwarded_add
-from native.arena cimport (COUNT_ATTACHED, COUNT_UNJUDGED_CLOSED, COUNT_UNJUDGED_OPEN, MODEL_PATH_MAX, Arena, arena_close,
-                           arena_open)
+from native.arena cimport (COUNT_ATTACHED, COUNT_UNJUDGED_CLOSED, COUNT_UNJUDGED_OPEN, MODEL_PATH_MAX, Arena,
+                           arena_close, arena_open)
 from native.base cimport (ACTION_BLOCK, ACTION_THROTTLE, BODY_PART, BODY_WHOLE, PLACE_MAX, REASONS_MAX, Slice, or_add64,
-                          or_cas64, or_fence_acquire, or_load64, or_now_ns, or_store64, or_unix_us, slice_is,
-                          slice_is_nocase)
+                          or_cas64, or_fence_acquire, or_load64, or_now_ns, or_store64, or_unix_us, slice_is_nocase)
 from native.extproc_pool cimport (BODY_MODE_STREAMED, PHASE_BODY, PHASE_DECIDED, PHASE_REFUSED, PHASE_RESPONSE, Answer,
                                   ExtProcHost, StreamPool, StreamState, pool_init_states, stream_free, stream_open)
 from native.host cimport host_init, host_refresh, models_fit
@@ -26,7 +25,7 @@ from native.inspect cimport (body_wanted, decide, decide_on_kept, find_client, k
                              take_request_header, told)
 from native.models cimport ModelSet, modelset_close, modelset_open
 from native.reasons cimport or_reason_name
-from native.worker cimport ModelSlot, Worker, count, or_fence_full, worker_init, worker_refresh
+from native.worker cimport ModelSlot, Worker, or_fence_full, worker_init, worker_refresh
 from native.wording cimport (bounded, escape_place, hex64, is_ours, number_text, or_action_name, or_details, printable,
                              score_text)
 
@@ -78,7 +77,8 @@ cdef extern from "system.h":
         OR_SITES_MAX
     void *or_thread_get(uint32_t site) noexcept nogil
     void or_thread_set(uint32_t site, void *thread) noexcept nogil
-    int or_watcher_start(or_watcher *w, void (*tick)(void *) noexcept nogil, void *arg, unsigned every_ms) noexcept nogil
+    int or_watcher_start(or_watcher *w, void (*tick)(void *) noexcept nogil, void *arg,
+                         unsigned every_ms) noexcept nogil
     void or_watcher_stop(or_watcher *w) noexcept nogil
     int or_guard_add(void *base, uint64_t bytes) noexcept nogil
     bint or_guard_lost(int i) noexcept nogil
@@ -92,6 +92,7 @@ cdef enum:
     RETIRED_MAX = 8              # attachments or model sets that some thread still uses
     WATCH_EVERY_MS = 250
     MODELS_AWAITED = 40          # looks at a new arena before it is taken without models, where one is attached
+    MODELS_AGAIN = 20            # looks between two tries of models that were refused
     TEXT_MAX = 512               # of a log line
 
 
@@ -99,6 +100,7 @@ cdef struct Attachment:
     Arena arena
     ModelSlot slot
     uint64_t models_tried        # generation last loaded or refused
+    uint32_t models_wait         # looks before a refused one is tried again: it may have been put in order
     ModelSet *retired[8]
     uint32_t n_retired
     int guard
@@ -286,6 +288,10 @@ cdef void follow_models(Site *site, Attachment *a) noexcept nogil:
     cdef int ok
     if a.n_retired:
         sweep_models(site, a)
+    if a.models_wait:
+        a.models_wait -= 1
+        if a.models_wait == 0 and generation == a.models_tried:
+            a.models_tried = 0
     if generation == 0 or generation == a.models_tried or a.n_retired == RETIRED_MAX:
         return
     memcpy(published, a.arena.models.path, MODEL_PATH_MAX)
@@ -312,11 +318,13 @@ cdef void follow_models(Site *site, Attachment *a) noexcept nogil:
         ok = -1
     if ok != 0:
         free(fresh)
+        a.models_wait = MODELS_AGAIN
         snprintf(line, sizeof(line), "models refused, %s: %.380s",
                  <const char *>"going on with those in use" if old != NULL else
                  <const char *>"lists and detectors decide alone", err)
         complain(site, OR_LOG_ERROR, line)
         return
+    a.models_wait = 0
     or_store64(<uint64_t *>&a.slot.current, <uint64_t>fresh)
     if old != NULL:
         a.retired[a.n_retired] = old
@@ -391,8 +399,8 @@ cdef void look_after(void *arg) noexcept nogil:
         same = False
     if there != 0:
         if a == NULL:
-            snprintf(line, sizeof(line), "arena %.200s isn't there: requests are %s until the sidecar makes it", site.path,
-                     <const char *>"refused" if site.fail_closed else <const char *>"passed unjudged")
+            snprintf(line, sizeof(line), "arena %.200s isn't there: requests are %s until the sidecar makes it",
+                     site.path, <const char *>"refused" if site.fail_closed else <const char *>"passed unjudged")
         else:
             snprintf(line, sizeof(line), "arena %.200s was removed: going on with what is known", site.path)
         complain(site, OR_LOG_WARNING, line)
@@ -677,7 +685,8 @@ cdef extern from *:
     """
     static const or_field or_unavailable_fields[2] = {
         {{"cache-control", 13}, {"no-store", 8}}, {{"content-type", 12}, {"application/problem+json", 24}}};
-    #define OR_UNAVAILABLE_BODY "{\\"type\\":\\"about:blank\\",\\"title\\":\\"Service unavailable\\",\\"status\\":503}\\n"
+    #define OR_UNAVAILABLE_BODY \\
+        "{\\"type\\":\\"about:blank\\",\\"title\\":\\"Service unavailable\\",\\"status\\":503}\\n"
     static const or_answer or_unavailable = {503, 0, {OR_UNAVAILABLE_BODY, sizeof OR_UNAVAILABLE_BODY - 1},
         {"outrider_unavailable", 20}, 2, or_unavailable_fields};
     static const or_record or_no_record;

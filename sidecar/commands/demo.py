@@ -19,8 +19,9 @@ import click
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="A model bundle to use instead of the default one.",
 )
+@click.option("--plugin", is_flag=True, help="Outrider inside Envoy, as a module, instead of behind ext_proc.")
 @click.option("--keep", is_flag=True, help="Keep the folder with configurations and logs.")
-def command(once: bool, observe: bool, bundle: Path | None, keep: bool) -> None:
+def command(once: bool, observe: bool, bundle: Path | None, plugin: bool, keep: bool) -> None:
     """A tour: demo API, Envoy and the sidecar, with traffic through them.
 
     Starts all three on loopback and shows decisions as they happen until Ctrl-C. With --once it sends
@@ -31,11 +32,13 @@ def command(once: bool, observe: bool, bundle: Path | None, keep: bool) -> None:
     outrider demo
     outrider demo --once
     outrider demo --observe          decide, but let everything pass
+    outrider demo --once --plugin    the same tour with Outrider inside Envoy
     """
     from rich.console import Console
 
     from sidecar.demo.envoy import DemoError, find_envoy
     from sidecar.demo.stack import Stack
+    from sidecar.plugins import PluginError
 
     console = Console()
     if not console.is_terminal:
@@ -54,15 +57,16 @@ def command(once: bool, observe: bool, bundle: Path | None, keep: bool) -> None:
         settings: dict[str, Any] = {"service": {"mode": "observe"}} if observe else {}
         if bundle is not None:
             settings["models"] = {"bundle": str(bundle.absolute())}
-        stack = Stack(settings, keep=keep)
+        stack = Stack(settings, keep=keep, plugin=plugin)
+        inside = " with Outrider inside" if plugin else ""
         console.print(
-            f"Starting the demo API, the sidecar and Envoy ({envoy}) ...", style="dim", markup=False
+            f"Starting the demo API, the sidecar and Envoy{inside} ({envoy}) ...", style="dim", markup=False
         )
         with stack:
             status = tour(stack, console) if once else show(stack, console)
         if status:
             console.print(f"Logs and configurations: {stack.folder}", markup=False)
-    except DemoError as error:
+    except (DemoError, PluginError) as error:
         console.print(f"outrider demo: {error}", markup=False, style="red", highlight=False)
         status = 3
     except KeyboardInterrupt:

@@ -19,7 +19,7 @@ import click
     help="The configuration file (YAML).",
 )
 def command(path: Path) -> None:
-    """Serve decisions to Envoy (ext_proc).
+    """Serve decisions: to Envoy (ext_proc), to NGINX (auth_request), and to plugins in proxies by the arena.
 
     Runs until SIGTERM or Ctrl-C: then it says "not ready", lets requests in progress finish
     (listen.drain) and ends. SIGHUP reads the configuration again and reopens the decision log; a

@@ -209,27 +209,36 @@ def _lists(settings: Settings) -> Iterator[Finding]:
 
 
 def _addresses(settings: Settings) -> Iterator[Finding]:
-    if settings.admin.address is None:
-        return
-    host, port = parse_address(settings.listen.address)
-    other, other_port = parse_address(settings.admin.address)
+    """No port twice."""
     wildcards = {"0.0.0.0", "::"}
-    if port is not None and port == other_port and (host == other or {host, other} & wildcards):
-        yield Finding(
-            (("admin", "address"), ("listen", "address")),
-            f"port {port} is taken by listen.address",
-            f"use another port, as {port + 1 if port < 65535 else port - 1}",
-        )
+    taken: list[tuple[Path, str, int]] = []
+    for path, address in (
+        (("listen", "address"), settings.listen.address),
+        (("listen", "auth_request"), settings.listen.auth_request),
+        (("admin", "address"), settings.admin.address),
+    ):
+        host, port = parse_address(address) if address is not None else ("", None)
+        if port is None:
+            continue
+        for earlier, other, other_port in taken:
+            if port == other_port and (host == other or {host, other} & wildcards):
+                yield Finding(
+                    (path, earlier),
+                    f"port {port} is taken by {dotted(earlier)}",
+                    f"use another port, as {port + 1 if port < 65535 else port - 1}",
+                )
+                break
+        taken.append((path, host, port))
+
+
+def _socket_path(address: str | None) -> str | None:
+    return address.removeprefix("unix:") if address is not None and address.startswith("unix:") else None
 
 
 def _files(settings: Settings) -> Iterator[Finding]:
     named: list[tuple[Path, str | None]] = [
-        (
-            ("listen", "address"),
-            settings.listen.address.removeprefix("unix:")
-            if settings.listen.address.startswith("unix:")
-            else None,
-        ),
+        (("listen", "address"), _socket_path(settings.listen.address)),
+        (("listen", "auth_request"), _socket_path(settings.listen.auth_request)),
         (("arena", "path"), settings.arena.path),
         (("client", "key_file"), settings.client.key_file),
         (("decision_log", "path"), settings.decision_log.path),
@@ -308,19 +317,20 @@ def _folder(path: Path, file: str, purpose: str) -> Iterator[Finding]:
 
 
 def _socket_folder(settings: Settings) -> Iterator[Finding]:
-    where, port = parse_address(settings.listen.address)
-    if port is not None:
-        return
-    path: Path = ("listen", "address")
-    yield from _folder(path, where, "the socket")
-    try:
-        mode = os.lstat(where).st_mode
-    except OSError:
-        return
-    if not stat.S_ISSOCK(mode) and not stat.S_ISDIR(mode):
-        yield Finding(
-            (path,), f"{shown(where)} exists and is not a socket", "remove it or choose another path"
-        )
+    for key, address in (("address", settings.listen.address), ("auth_request", settings.listen.auth_request)):
+        where = _socket_path(address)
+        if where is None:
+            continue
+        path: Path = ("listen", key)
+        yield from _folder(path, where, "the socket")
+        try:
+            mode = os.lstat(where).st_mode
+        except OSError:
+            continue
+        if not stat.S_ISSOCK(mode) and not stat.S_ISDIR(mode):
+            yield Finding(
+                (path,), f"{shown(where)} exists and is not a socket", "remove it or choose another path"
+            )
 
 
 def _arena_folder(settings: Settings) -> Iterator[Finding]:

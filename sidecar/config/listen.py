@@ -11,7 +11,7 @@ from sidecar.config.types import Address, Duration, FilePath, Integer, Size
 
 
 class Listen(Section):
-    """Where Envoy reaches the ext_proc service."""
+    """Where proxies reach Outrider: Envoy its ext_proc service, NGINX its auth_request server."""
 
     address: Address = Field(
         "127.0.0.1:9901",
@@ -22,6 +22,16 @@ class Listen(Section):
             "address:port. Without listen.tls_cert_file there is no encryption: keep TCP to the loopback or to the pod."
         ),
         examples=["unix:/run/outrider/outrider.sock", "127.0.0.1:9901", "[::1]:9901"],
+    )
+    auth_request: Address | None = Field(
+        None,
+        json_schema_extra=RESTART,
+        description=(
+            "Where NGINX asks with auth_request (HTTP/1.1, headers only), for those who can't load a module into it; "
+            "as listen.address; null for nowhere. See envoy/nginx-auth-request.conf. Bodies go unread there, and the "
+            "service's answers unseen. Whoever reaches it says who its clients are: NGINX only."
+        ),
+        examples=["unix:/run/outrider/auth.sock", "127.0.0.1:9904"],
     )
     transport: Literal["auto", "native", "grpcio"] = Field(
         "auto",
@@ -46,7 +56,7 @@ class Listen(Section):
         ge=1,
         le=65536,
         json_schema_extra=RESTART,
-        description="Most connections of proxies at once; further ones are closed (native transport).",
+        description="Most connections of proxies at once, to each address; further ones are closed (not by grpcio).",
     )
     max_message_bytes: Annotated[int, Size("16KiB", "64MiB")] = Field(
         4 << 20,
@@ -71,7 +81,7 @@ class Listen(Section):
         60.0,
         alias="stream_idle",
         json_schema_extra=RESTART,
-        description="A stream on which nothing arrives for this long is closed.",
+        description="A stream (for auth_request: a connection) on which nothing arrives for this long is closed.",
     )
     drain_s: Annotated[float, Duration("0s", "10m", "s", whole=False)] = Field(
         10.0,

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from sidecar.config.arena import Arena
 from sidecar.config.detectors import Detectors
 from sidecar.config.listen import Listen
 from sidecar.config.section import (
@@ -37,7 +38,6 @@ from sidecar.config.types import (
     CookieName,
     Duration,
     FilePath,
-    Group,
     HeaderName,
     Integer,
     LogTarget,
@@ -46,7 +46,6 @@ from sidecar.config.types import (
     NetworkRange,
     OnlyTrue,
     PathPattern,
-    PowerOfTwo,
     Size,
     TcpAddress,
     refused,
@@ -91,60 +90,6 @@ class Admin(Section):
             "keep it inside the pod or cluster."
         ),
         examples=["127.0.0.1:9902", "0.0.0.0:9902"],
-    )
-
-
-class Arena(Section):
-    """The shared-memory file in which clients, decisions and counters live. Everything in it
-    has a fixed size."""
-
-    path: FilePath = Field(
-        "/dev/shm/outrider.arena",
-        json_schema_extra=RESTART,
-        description=(
-            "Where the file is; on a memory file system (tmpfs; in a pod a volume with medium: Memory). Beside it, in "
-            "PATH.models, lie the models for plugins in proxies: share the folder with them, under whatever path."
-        ),
-        examples=["/run/outrider/arena"],
-    )
-    group: Group | None = Field(
-        None,
-        json_schema_extra=RESTART,
-        description=(
-            "Group (name or number) that may open the file, for plugins in proxies that run as another user: mode 0660, "
-            "the models beside it 0640. Outrider must be in it. null: Outrider's user only. Whoever may open the file "
-            "can change every decision: take a group of the proxies only."
-        ),
-        examples=["www-data", 101],
-    )
-    clients: PowerOfTwo = Field(
-        65536,
-        ge=1024,
-        le=4194304,
-        json_schema_extra=RESTART,
-        description=(
-            "Most client entries (addresses and principals) remembered at once, a power of two, at most 1 "
-            "KiB of memory "
-            "each. When full, the entry with the fewest recent requests gives way."
-        ),
-    )
-    events: PowerOfTwo = Field(
-        4096,
-        ge=64,
-        le=1048576,
-        json_schema_extra=RESTART,
-        description=(
-            "Decision records that may wait to be written, a power of two. When full, further ones are "
-            "dropped and "
-            "counted."
-        ),
-    )
-    blocklist: PowerOfTwo = Field(
-        65536,
-        ge=1024,
-        le=1048576,
-        json_schema_extra=RESTART,
-        description="Most blocked clients at once, a power of two.",
     )
 
 
@@ -541,7 +486,7 @@ class Settings(Section):
     """The configuration of Outrider."""
 
     service: Service = Field(Service(), description="What this Outrider guards and how strict it is.")
-    listen: Listen = Field(Listen(), description="Where Envoy reaches the ext_proc service.")
+    listen: Listen = Field(Listen(), description="Where proxies reach Outrider.")
     admin: Admin = Field(Admin(), description="Where probes and Prometheus reach Outrider.")
     arena: Arena = Field(
         Arena(), description="The shared-memory file in which clients, decisions and counters live."

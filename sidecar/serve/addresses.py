@@ -6,12 +6,14 @@ silently; both are refused here with a sentence.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sidecar.serve.errors import StartupError
 
@@ -118,3 +120,35 @@ def check(address: Address, what: str) -> None:
         check_unix(address.path)
     elif address.port:
         check_tcp(address.host, address.port, what)
+
+
+class Listener:
+    """A listening socket, non-blocking, and for a UNIX socket its file. OSError where the address can't be had."""
+
+    def __init__(self, address: Address, backlog: int) -> None:
+        self.path = address.path
+        if address.path is not None:
+            self.socket = socket.socket(socket.AF_UNIX)
+            name: Any = str(address.path)
+        else:
+            family, kind, protocol, _, name = socket.getaddrinfo(
+                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            self.socket = socket.socket(family, kind, protocol)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self.socket.bind(name)
+            self.socket.listen(backlog)
+            self.socket.setblocking(False)
+        except OSError:
+            self.socket.close()
+            raise
+        self.port: int = self.socket.getsockname()[1] if address.path is None else 0
+        self._made = address.path.stat() if address.path is not None else None
+
+    def remove(self) -> None:
+        """The socket's file, if it is still ours: another sidecar may have taken the path over."""
+        if self.path is not None and self._made is not None:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(self.path.lstat(), self._made):
+                    self.path.unlink()

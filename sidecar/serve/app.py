@@ -33,6 +33,7 @@ from sidecar.serve.transport import Limits, Tls, Transport
 
 if TYPE_CHECKING:
     from sidecar.core import Core
+    from sidecar.serve.auth_request import AuthServer
 
 HEARTBEAT_S = 0.5
 HEARTBEAT_STALE_S = 10.0  # an event loop this late isn't serving: /healthz fails
@@ -82,6 +83,7 @@ class Application:
         self.watcher = ConfigWatcher(path, settings, self.changed, self.refused)
         self.core: Core | None = None
         self.transport: Transport | None = None
+        self.auth: AuthServer | None = None
         self.decisions: DecisionLog | None = None
         self.admin: AdminServer | None = None
         self.arena_watch: ArenaWatch | None = None
@@ -107,6 +109,9 @@ class Application:
     async def start(self) -> None:
         listen = addresses.parse(self.settings.listen.address)
         addresses.check(listen, "listen.address")
+        wanted = self.settings.listen.auth_request
+        if wanted is not None:
+            addresses.check(addresses.parse(wanted), "listen.auth_request")
         # before the core: probes are answered (not ready) while models are compiled
         self.core = None
         if self.settings.admin.address is not None:
@@ -121,6 +126,7 @@ class Application:
                     version(),
                     lambda: self.settings.service.mode,
                     self._routes,
+                    lambda: self.auth.stats() if self.auth is not None else {},
                 )
             )
             self.admin = AdminServer(
@@ -138,6 +144,13 @@ class Application:
         if listen.path is not None:
             with contextlib.suppress(OSError):
                 os.chmod(listen.path, addresses.SOCKET_MODE)
+        if wanted is not None:
+            auth = make_auth_server(self.core, self.settings)
+            try:
+                await auth.start()
+            except OSError as error:
+                raise StartupError(f"listen.auth_request: can't listen on {wanted}: {error}") from error
+            self.auth = auth
         self.spawn(self.heartbeat())
         self.spawn(self.watcher.run())
         self.spawn(self.watch_models())
@@ -149,6 +162,7 @@ class Application:
             extra={
                 "version": version(),
                 "address": str(listen),
+                "auth_request": wanted,
                 "admin": self.settings.admin.address,
                 "arena": self.settings.arena.path,
                 "mode": self.settings.service.mode,
@@ -166,6 +180,8 @@ class Application:
         begun = time.monotonic()
         log.info("draining", extra={"limit_s": limit_s})
         self.transport.set_serving(False)
+        if self.auth is not None:
+            self.auth.drain()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.hurry.wait(), min(LOOK_AWAY_S, limit_s / 2))
         left_s = 0.0 if self.hurry.is_set() else limit_s - (time.monotonic() - begun)
@@ -176,6 +192,8 @@ class Application:
             self.transport.hurry()
         hurried.cancel()
         await stopping
+        if self.auth is not None:
+            await self.auth.stop()
         log.info("drained", extra={"seconds": round(time.monotonic() - begun, 3)})
 
     async def close(self) -> None:
@@ -185,6 +203,8 @@ class Application:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         if self.transport is not None and not self.draining:
             await self.transport.stop(0.0)
+        if self.auth is not None:
+            await self.auth.stop()
         if self.decisions is not None:
             await asyncio.to_thread(self.decisions.close)
         if self.admin is not None:
@@ -316,7 +336,8 @@ class Application:
 
     def _counters(self) -> Mapping[str, int]:
         core = self.core
-        return core.arena.counters() if core is not None else {}
+        # those given up are known to the ring's only reader, which is this process
+        return {**core.arena.counters(), "events_given_up": core.arena.events_given_up} if core is not None else {}
 
     def _histograms(self) -> Mapping[str, list[int]]:
         core = self.core
@@ -386,11 +407,11 @@ def read_tls(listen: Listen) -> Tls | None:
     return Tls(read(listen.tls_cert_file), read(listen.tls_key_file), ca)
 
 
-def room_for(connections: int) -> int:
-    """Raises the limit of open descriptors so that so many connections fit beside what the process needs itself;
-    returns how many do."""
+def room_for(connections: int, servers: int = 1) -> int:
+    """Raises the limit of open descriptors so that so many connections to each server fit beside what the process needs
+    itself; returns how many do."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + DESCRIPTORS_BESIDE
+    wanted = connections * servers + DESCRIPTORS_BESIDE
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return connections
     soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
@@ -398,12 +419,17 @@ def room_for(connections: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft >= wanted:
         return connections
-    fits = max(1, soft - DESCRIPTORS_BESIDE)
+    fits = max(1, (soft - DESCRIPTORS_BESIDE) // servers)
     log.warning(
         "fewer connections than listen.max_connections: the limit of open files is too low",
         extra={"max_connections": connections, "taken": fits, "nofile": soft},
     )
     return fits
+
+
+def servers_of(listen: Listen) -> int:
+    """How many addresses proxies can connect to."""
+    return 1 if listen.auth_request is None else 2
 
 
 def make_transport(core: Core, settings: Settings) -> Transport:
@@ -412,7 +438,7 @@ def make_transport(core: Core, settings: Settings) -> Transport:
     limits = Limits(
         max_message_bytes=listen.max_message_bytes,
         max_streams=listen.max_streams,
-        max_connections=room_for(listen.max_connections),
+        max_connections=room_for(listen.max_connections, servers_of(listen)),
         stream_idle_s=listen.stream_idle_s,
     )
     tls = read_tls(listen)
@@ -437,6 +463,19 @@ def make_transport(core: Core, settings: Settings) -> Transport:
     engine = core.engine()
     host = engine.host_address()
     return GrpcTransport(listen.address, lambda: ExtProcStream(host, engine), limits, tls)
+
+
+def make_auth_server(core: Core, settings: Settings) -> AuthServer:
+    """The server that listen.auth_request asks for, not started."""
+    from native.subrequest import HeaderJudge
+    from sidecar.serve.auth_request import AuthServer
+
+    listen = settings.listen
+    assert listen.auth_request is not None
+    engine = core.engine()
+    judge = HeaderJudge(engine.host_address(), engine)
+    connections = room_for(listen.max_connections, servers_of(listen))
+    return AuthServer(listen.auth_request, judge, connections, listen.stream_idle_s)
 
 
 def bounds_us() -> list[float]:

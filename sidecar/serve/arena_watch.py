@@ -59,7 +59,7 @@ class ArenaWatch:
             return
         log.error(
             "the arena's file was %s: proxies that have it open keep deciding with it; workers that start from now on "
-            "don't find ours and follow their failure mode. Restart Outrider, then the proxies",
+            "don't find ours and follow their failure mode. Restart Outrider: it makes a new one, to which all attach",
             self.state,
             extra={"arena": place.path},
         )

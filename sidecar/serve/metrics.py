@@ -1,7 +1,8 @@
 """/metrics: what the arena, the transport and this process have counted, in Prometheus' words.
 
 The arena counts; this module only names. Counters live in the arena's file, so they go on where they
-were when the sidecar is restarted. No label holds anything that a client chose.
+were when the sidecar is restarted, and hold what all processes have decided that have it open: the sidecar and the
+plugins in proxies. No label holds anything that a client chose.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ FAMILIES: dict[str, tuple[str, str, str]] = {
     "action": ("outrider_decisions", "action", "Decisions by the action that scores and policy asked for."),
     "enforced": ("outrider_enforced", "action", "Decisions by the action that was carried out."),
     "skipped": ("outrider_stages_skipped", "stage", "Stages left out for lack of budget."),
+    "unjudged": (
+        "outrider_unjudged",
+        "outcome",
+        "Requests that a proxy's plugin passed (open) or refused (closed), with no arena or policy to decide by; "
+        "known here once it has attached.",
+    ),
 }
 # the others: name -> (metric, help); one that isn't named here is shown under its own name
 SINGLES: dict[str, tuple[str, str]] = {
@@ -30,6 +37,14 @@ SINGLES: dict[str, tuple[str, str]] = {
     "budget_overruns": ("outrider_budget_overruns", "Decisions that took longer than their budget."),
     "events": ("outrider_events", "Decision records handed to the control plane."),
     "events_dropped": ("outrider_events_dropped", "Decision records lost because the ring was full."),
+    "events_given_up": (
+        "outrider_events_given_up",
+        "Decision records lost because whoever wrote them ended before they were whole.",
+    ),
+    "proxies_attached": (
+        "outrider_proxies_attached",
+        "Times that a proxy's process has opened the arena to decide by itself.",
+    ),
     "clients_claimed": ("outrider_clients_claimed", "Client entries taken for a new client."),
     "clients_evicted": ("outrider_clients_evicted", "Client entries taken from another client."),
     "clients_contended": ("outrider_clients_contended", "Updates let go because an entry was held too long."),
@@ -108,7 +123,7 @@ class Outrider(Collector):
     """Collects at each scrape.
 
     counters/histograms/routes: the arena's; bounds_us: upper bounds of the histograms' buckets;
-    transport: its own counters (names ending in _total are counters, others gauges); gauges: name ->
+    transport, auth_request: their own counters (names ending in _total are counters, others gauges); gauges: name ->
     (help, value).
     """
 
@@ -123,10 +138,12 @@ class Outrider(Collector):
         version: str,
         mode: Callable[[], str],
         routes: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
+        auth_request: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self.counters, self.histograms, self.bounds_us = counters, histograms, bounds_us
         self.transport, self.tally, self.gauges = transport, tally, gauges
         self.version, self.mode, self.routes = version, mode, routes
+        self.auth_request = auth_request
 
     def describe(self) -> Iterable[Metric]:
         """Nothing in advance: registering mustn't read the arena."""
@@ -230,12 +247,15 @@ class Outrider(Collector):
         yield from (overruns, in_part, skipped, shed, actions, level, budget)
 
     def _transport(self) -> Iterable[Metric]:
-        for name, value in self.transport().items():
-            text = "A figure of the ext_proc transport."
-            if name.endswith("_total"):
-                yield CounterMetricFamily(f"outrider_transport_{name}", text, value=value)
-            else:
-                yield GaugeMetricFamily(f"outrider_transport_{name}", text, value=value)
+        for server, stats, text in (
+            ("transport", self.transport(), "A figure of the ext_proc transport."),
+            ("auth_request", self.auth_request(), "A figure of the auth_request server."),
+        ):
+            for name, value in stats.items():
+                if name.endswith("_total"):
+                    yield CounterMetricFamily(f"outrider_{server}_{name}", text, value=value)
+                else:
+                    yield GaugeMetricFamily(f"outrider_{server}_{name}", text, value=value)
 
     def _own(self) -> Iterable[Metric]:
         counts = self.tally.all()

@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from native.http2 import Server, library_version
-from sidecar.serve.addresses import parse
+from sidecar.serve.addresses import Listener, parse
 from sidecar.serve.transport import LAST_WORDS_S, Limits
 
 BACKLOG = 512
@@ -39,19 +37,18 @@ class NativeTransport:
         self.port = 0
         self._hosts = hosts
         self._server: Server | None = None
-        self._listener: socket.socket | None = None
-        self._path: Path | None = None
-        self._made: os.stat_result | None = None
+        self._listener: Listener | None = None
         self._hurried = False
         self._threads: list[threading.Thread] = []
 
     async def start(self) -> None:
         limits = self.limits
-        listener = self._listen()
+        listener = self._listener = Listener(parse(self.address), BACKLOG)
+        self.port = listener.port
         try:
             self._server = Server(
                 self._hosts,
-                listener.fileno(),
+                listener.socket.fileno(),
                 connections=limits.max_connections,
                 streams=limits.max_streams,
                 message_bytes=limits.max_message_bytes,
@@ -60,41 +57,15 @@ class NativeTransport:
                 keepalive_timeout_s=limits.keepalive_timeout_s,
             )
         except (MemoryError, OSError) as error:
-            listener.close()
+            listener.socket.close()
             self._listener = None
-            self._remove_socket()
+            listener.remove()
             raise RuntimeError(f"no memory or descriptors for {len(self._hosts)} threads: {error}") from error
         for i in range(len(self._hosts)):
             thread = threading.Thread(target=self._server.run, args=(i,), name=f"outrider-io-{i}", daemon=True)
             thread.start()
             self._threads.append(thread)
         log.info("native transport", extra={"threads": len(self._hosts), "nghttp2": library_version()})
-
-    def _listen(self) -> socket.socket:
-        address = parse(self.address)
-        if address.path is not None:
-            listener = socket.socket(socket.AF_UNIX)
-            name: Any = str(address.path)
-        else:
-            family, kind, protocol, _, name = socket.getaddrinfo(
-                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            listener = socket.socket(family, kind, protocol)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(name)
-            listener.listen(BACKLOG)
-            listener.setblocking(False)
-        except OSError:
-            listener.close()
-            raise
-        self._listener = listener
-        if address.path is None:
-            self.port = listener.getsockname()[1]
-        else:
-            self._path = address.path
-            self._made = address.path.stat()
-        return listener
 
     def set_serving(self, serving: bool) -> None:
         if self._server is not None:
@@ -107,11 +78,11 @@ class NativeTransport:
         listener, self._listener = self._listener, None
         server.set_serving(False)
         # before the listener goes: whoever connects now should find nothing, not a socket that nobody serves
-        self._remove_socket()
+        listener.remove()
         server.stop("closing")
         with contextlib.suppress(OSError):
             # who connects from now on is refused at once, rather than left waiting in the queue
-            listener.shutdown(socket.SHUT_RDWR)
+            listener.socket.shutdown(socket.SHUT_RDWR)
         if not await self._ended(grace_s):
             server.stop("expiring")
             if not await self._ended(LAST_WORDS_S):
@@ -119,14 +90,7 @@ class NativeTransport:
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
         self._threads.clear()
-        listener.close()
-
-    def _remove_socket(self) -> None:
-        """Ours only: another sidecar may have taken the path over."""
-        if self._path is not None and self._made is not None:
-            with contextlib.suppress(OSError):
-                if os.path.samestat(self._path.lstat(), self._made):
-                    self._path.unlink()
+        listener.socket.close()
 
     def hurry(self) -> None:
         self._hurried = True

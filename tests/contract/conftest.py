@@ -3,6 +3,7 @@ isn't installed."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract_hosts import MARKER
+from contract_hosts import MARKER, SANITIZE
 from proxy_harness import SETTINGS, make_bundle
 
 from sidecar.demo.stack import merge
@@ -28,6 +29,16 @@ def run_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
         print(f"\nlogs of the stacks: {folder}")
     else:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sanitizer_reports() -> Iterator[None]:
+    """With sanitizers, nothing may have been found, whatever the answers were."""
+    yield
+    reports = os.environ.get(SANITIZE)
+    if reports:
+        found = {path.name: path.read_text(errors="replace")[:4000] for path in Path(reports).iterdir()}
+        assert not found, found
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,6 +19,7 @@ from sidecar.demo.supervisor import Child
 from sidecar.demo.traffic import Reply
 
 PROXIES = ("ext_proc", "envoy_plugin", "nginx_plugin")
+SANITIZE = "OUTRIDER_SANITIZE_REPORTS"  # names a folder: NGINX's module is built and run with sanitizers
 MARKER = "zqxjvkwyzqxjvkwyzqxjvkwy"
 
 
@@ -44,6 +47,20 @@ class ProxyStack(Protocol):
     def start_sidecar(self) -> None: ...
 
 
+def sanitizers(reports: Path) -> dict[str, str]:
+    """The environment under which a proxy takes a module with sanitizers; what they find is written to files there."""
+
+    def runtime(name: str) -> str:
+        done = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    return {
+        "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')}",
+        "ASAN_OPTIONS": f"detect_leaks=0:log_path={reports / 'asan'}",
+        "UBSAN_OPTIONS": f"print_stacktrace=1:halt_on_error=1:log_path={reports / 'ubsan'}",
+    }
+
+
 def require(kind: str) -> None:
     """Skip where what this proxy needs isn't installed."""
     try:
@@ -59,12 +76,17 @@ def require(kind: str) -> None:
         pytest.skip(str(error))
 
 
-def start(kind: str, settings: dict[str, Any], failure: str = "open", **more: Any) -> AbstractContextManager[ProxyStack]:
+def start(
+    kind: str, settings: dict[str, Any], failure: str = "open", **more: Any
+) -> AbstractContextManager[ProxyStack]:
     """A stack of this kind, to be entered. more: of the stack's own class."""
     require(kind)
     stack: Any
     if kind == "nginx_plugin":
-        stack = NginxStack(plugins.build("nginx"), settings, failure=failure, **more)
+        reports = os.environ.get(SANITIZE)
+        stack = NginxStack(plugins.build("nginx", sanitize=bool(reports)), settings, failure=failure, **more)
+        if reports:
+            stack.nginx.env |= sanitizers(Path(reports))
     else:
         plan = {"failure_open": failure == "open", **more.pop("plan", {})}
         stack = Stack(settings, plan, fixed_ports=False, plugin=kind == "envoy_plugin", **more)

@@ -183,8 +183,8 @@ def test_a_client_that_waits_to_be_asked_for_its_body(stack: ProxyStack) -> None
 
 
 def test_requests_one_after_the_other_on_one_connection(stack: ProxyStack) -> None:
-    """Pipelined: each is decided for itself, and a refusal doesn't end the connection. (The refused one is the last that
-    is sent ahead: behind an answer of its own, Envoy leaves what was sent ahead until more comes.)"""
+    """Pipelined: each is decided for itself, and a refusal doesn't end the connection. (The refused one is the last
+    that is sent ahead: behind an answer of its own, Envoy leaves what was sent ahead until more comes.)"""
     lines = "host: shop\r\nx-forwarded-for: 198.18.3.1\r\n\r\n"
     with socket.create_connection(("127.0.0.1", stack.port), timeout=10) as peer:
         answers = peer.makefile("rb")

@@ -32,7 +32,11 @@ OVER = {
         {"name": "login", "path": "/login", "methods": ["POST"], "body": "buffered", "login": True},
         {"name": "headers-only", "path": "/orders/*", "body": "none"},
         {"name": "observed", "path": "/search/observed", "mode": "observe"},
-        {"name": "strict", "path": "/items/*/comments", "thresholds": {"tag": 0.2, "throttle": None, "challenge": None, "block": 0.3}},
+        {
+            "name": "strict",
+            "path": "/items/*/comments",
+            "thresholds": {"tag": 0.2, "throttle": None, "challenge": None, "block": 0.3},
+        },
         {"name": "upload", "path": "/upload/**", "body": "streamed", "body_limit": "16KiB"},
         {"name": "write", "path": "/**", "methods": ["POST", "PUT"], "body": "buffered", "body_limit": "16KiB"},
     ],
@@ -149,7 +153,8 @@ def test_the_same_decision(stack: ProxyStack, python_host: Any, name: str) -> No
 
 def test_a_flood_is_throttled_alike(stack: ProxyStack) -> None:
     """429 with Retry-After, and the same body, everywhere."""
-    over = merge(SETTINGS, merge(OVER, {"detectors": {"request_flood": {"enabled": True, "requests": 30, "window": "60s"}}}))
+    flood = {"request_flood": {"enabled": True, "requests": 30, "window": "60s"}}
+    over = merge(SETTINGS, merge(OVER, {"detectors": flood}))
     before = stack.arena.stat().st_ino
     stack.write_settings(over)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nginx_stack import NginxStack, nginx_binary
+from nginx_stack import SANITIZED, NginxStack, nginx_binary
 from proxy_harness import SETTINGS, make_bundle
 
 from sidecar import plugins
@@ -30,7 +30,7 @@ def module() -> Path:
         plugins.cython_version()
     except (DemoError, plugins.PluginError) as error:
         pytest.skip(str(error))
-    return plugins.build("nginx")
+    return plugins.build("nginx", sanitize=SANITIZED)
 
 
 @pytest.fixture(scope="session", autouse=True)

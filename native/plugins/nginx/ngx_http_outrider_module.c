@@ -226,7 +226,7 @@ static ngx_int_t open_site(ngx_conf_t *cf, outrider_main_conf *conf) {
                               write_log, NULL, error, sizeof(error));
     if (conf->site == NULL) {
         error[sizeof(error) - 1] = '\0';
-        ngx_log_error(NGX_LOG_EMERG, cf->log, 0, "\"outrider_arena %V\" can't be used: %s", &conf->arena, error);
+        ngx_log_error(NGX_LOG_EMERG, cf->log, 0, "\"outrider_arena\" can't be used: %s; it is \"%V\"", error, &conf->arena);
         return NGX_ERROR;
     }
     return NGX_OK;

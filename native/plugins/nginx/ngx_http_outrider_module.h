@@ -19,7 +19,7 @@ typedef struct {
     or_request *request;
     outrider_state state;
     ngx_str_t body;             /* of the answer, while it takes a response's place */
-    unsigned is_cut:1;          /* refused before the body's end */
+    unsigned is_cut:1;          /* refused while the body was being read */
     unsigned is_replaced:1;     /* the response is our answer... */
     unsigned is_sent:1;         /* ... and has been handed on */
     unsigned is_response_told:1;

@@ -261,9 +261,9 @@ ngx_int_t outrider_on_request_body(ngx_http_request_t *r, ngx_chain_t *in) {
     if (ctx == NULL || ctx->state == PASSED) {
         return outrider_next_request_body_filter(r, in);
     }
+    int at_end = 0;
     if (outrider_is_undecided(ctx)) {
         const outrider_state before = ctx->state;
-        int at_end = 0;
         for (ngx_chain_t *cl = in; cl && outrider_is_undecided(ctx); cl = cl->next) {
             const ngx_buf_t *b = cl->buf;
             const size_t n = ngx_buf_in_memory(b) ? (size_t)(b->last - b->pos) : 0;
@@ -283,6 +283,9 @@ ngx_int_t outrider_on_request_body(ngx_http_request_t *r, ngx_chain_t *in) {
     }
     if (!ctx->is_cut) {
         return outrider_next_request_body_filter(r, in);
+    }
+    if (at_end && r->request_body->buf == NULL) {
+        return outrider_refusal_status(ctx); /* it came with the headers, and what follows it is still in place */
     }
     /* What is left of the body must not be taken for the connection's next request. */
     r->keepalive = 0;

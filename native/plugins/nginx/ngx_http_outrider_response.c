@@ -118,6 +118,9 @@ ngx_int_t outrider_on_response_headers(ngx_http_request_t *r) {
 
 ngx_int_t outrider_on_response_body(ngx_http_request_t *r, ngx_chain_t *in) {
     outrider_context *ctx = r == r->main ? outrider_context_of(r) : NULL;
+    if (ctx && r->headers_out.trailers.part.nelts) {
+        hide_ours(&r->headers_out.trailers); /* the service's come with the end of its body */
+    }
     if (ctx == NULL || !ctx->is_replaced) {
         return outrider_next_body_filter(r, in);
     }
