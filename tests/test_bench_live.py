@@ -211,8 +211,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
         return found
 
     assert len(children()) >= 4  # upstream, Envoys, a sidecar, wrk
-    started = descendants(process.pid)  # NGINX's workers don't show where they belong
-    assert started >= set(children())
+    started = descendants(process.pid) | set(children())  # NGINX's workers don't show where they belong
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -60,7 +60,8 @@ def require_plugins() -> None:
 @pytest.fixture(scope="module")
 def inside() -> Iterator[Rig]:
     require_plugins()
-    with Rig(["envoy_plugin", "nginx_bare", "nginx_plugin"], {"envoy_plugin", "nginx_plugin"}) as rig:
+    names = ["envoy_plugin", "nginx_bare", "nginx_plugin", "nginx_auth_request"]
+    with Rig(names, set(names)) as rig:
         yield rig
 
 
@@ -181,7 +182,7 @@ def test_a_configuration_that_nginx_refuses_is_told_in_its_words(tmp_path: Path)
 # ---- Outrider inside ----
 
 
-@pytest.mark.parametrize("name", ["envoy_plugin", "nginx_plugin"])
+@pytest.mark.parametrize("name", ["envoy_plugin", "nginx_plugin", "nginx_auth_request"])
 def test_every_request_is_judged_and_none_of_the_benign_refused(inside: Rig, name: str) -> None:
     host, inputs = host_of(inside, name), proxy.Inputs(inside.folder, traffic.CASES)
     for case in traffic.CASES:
@@ -193,7 +194,7 @@ def test_every_request_is_judged_and_none_of_the_benign_refused(inside: Rig, nam
         assert done.cpu_proxy_us > 0
 
 
-@pytest.mark.parametrize("name", ["envoy_plugin", "nginx_plugin"])
+@pytest.mark.parametrize("name", ["envoy_plugin", "nginx_plugin", "nginx_auth_request"])
 def test_attacks_are_refused_and_counted(inside: Rig, name: str) -> None:
     host, rng = host_of(inside, name), random.Random(7)
     path = inside.folder / f"attacks-{name}"
@@ -207,7 +208,7 @@ def test_attacks_are_refused_and_counted(inside: Rig, name: str) -> None:
 
 def test_hosts_say_what_they_are(inside: Rig) -> None:
     assert isinstance(host_of(inside, "envoy_plugin"), EnvoyHost)
-    assert [host.opens for host in inside.hosts] == [True, False, False]
+    assert [host.opens for host in inside.hosts] == [True, False, False, False]
     plan = proxy.Plan(tuple(host.name for host in inside.hosts), ("get",), (32,), (), 1, 1, 1)
     facts = proxy.facts(plan, inside.hosts)
     assert facts["proxy"].startswith("envoy 1.")
