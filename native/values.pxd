@@ -37,6 +37,9 @@ cdef extern from *:
         {"if-modified-since", 17, OR_H_FIXED}, {"sec-ch-ua-platform", 18, OR_H_FIXED},
         {"proxy-authorization", 19, OR_H_FIXED}, {"if-unmodified-since", 19, OR_H_FIXED},
         {"upgrade-insecure-requests", 25, OR_H_FIXED}};
+    static const uint8_t or_address_byte[256] = {
+        ['0' ... '9'] = 1, ['a' ... 'f'] = 1, ['A' ... 'F'] = 1, ['.'] = 1, [':'] = 1, [','] = 1, [' '] = 1, ['['] = 1,
+        [']'] = 1};
     static inline int or_header_shape(const char *p, uint32_t n) {
         uint32_t i;
         for (i = 0; i < sizeof or_shapes / sizeof *or_shapes; i++)
@@ -46,6 +49,7 @@ cdef extern from *:
     }
     #endif
     """
+    const uint8_t or_address_byte[256]
     int OR_H_FREE, OR_H_FIXED, OR_H_COOKIE, OR_H_REFERER, OR_H_AGENT
     int or_header_shape(const char *p, uint32_t n) noexcept nogil
 
@@ -279,6 +283,16 @@ cdef inline bint plain_word(TextScratch *s, const uint8_t *p, uint32_t n) noexce
     return not (12 <= n <= CHUNK_BYTES and base64_text(p, n, s.buf_b, &k))
 
 
+cdef inline bint is_addresses(const uint8_t *p, uint32_t n) noexcept nogil:
+    """Only what lists of IP addresses are made of: hexadecimal digits and .:,[] with blanks. No payload fits in there,
+    and proxies write them into every request."""
+    cdef uint32_t i
+    cdef uint8_t odd = 1
+    for i in range(n):
+        odd &= or_address_byte[p[i]]
+    return odd != 0
+
+
 cdef inline void walk_referer(TextScratch *s, const uint8_t *p, uint32_t n) noexcept nogil:
     """A URL: its path and the pairs behind '?'; anything else is a value."""
     cdef uint32_t i = 0, q
@@ -389,7 +403,7 @@ cdef inline void walk_header(TextScratch *s, const Header *h) noexcept nogil:
     if shape == OR_H_COOKIE:
         walk_cookie(s, p, h.value.n)
         return
-    if shape == OR_H_FREE and plain_word(s, p, h.value.n):
+    if shape == OR_H_FREE and (plain_word(s, p, h.value.n) or is_addresses(p, h.value.n)):
         return
     s.place_n = 0
     place_text(s, <const uint8_t *>"header", 6)

@@ -134,6 +134,8 @@ class Client:
             else:
                 self.step_run = self.step = 0
             self.last = (template, number)
+        elif method in ("GET", "HEAD", "OPTIONS"):
+            self.step_run = 0  # a listing, perhaps
         if identity is not None:
             self._see(t, "identities", identity)
         if agent is not None:
