@@ -138,9 +138,19 @@ def test_hooks_while_the_arena_is_cut_short(driver: Path, arena: Any, tmp_path: 
 
 @pytest.mark.parametrize(
     "config",
-    ["", "arena=", "arena=/x", "failure=open", "arena=x failure=open", "arena=/x failure=maybe", "arena=/x failure=open a=b",
-     "arena=/x failure=open failure=open", "nonsense", "arena=/" + "x" * 5000 + " failure=open"],
-)  # fmt: skip
+    [
+        "",
+        "arena=",
+        "arena=/x",
+        "failure=open",
+        "arena=x failure=open",
+        "arena=/x failure=maybe",
+        "arena=/x failure=open a=b",
+        "arena=/x failure=open failure=open",
+        "nonsense",
+        "arena=/" + "x" * 5000 + " failure=open",
+    ],
+)
 def test_a_wrong_configuration_is_refused(driver: Path, config: str) -> None:
     module = plugins.build("envoy", sanitize=True)
     line = [str(driver), str(module), config, "1", "1"]
