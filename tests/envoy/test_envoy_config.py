@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sidecar.demo.envoy import TEMPLATE, EnvoyPlan, arguments, filters, render, write_config
+from sidecar import plugins
+from sidecar.demo.envoy import PLUGIN_TEMPLATE, TEMPLATE, EnvoyPlan, arguments, filters, render, write_config
 
 SHIPPED = Path(__file__).resolve().parents[2] / "envoy" / "envoy.yaml"
 
@@ -88,3 +90,35 @@ def test_every_timeout_and_limit_is_stated(shipped: dict[str, Any]) -> None:
     for cluster in shipped["static_resources"]["clusters"]:
         assert cluster["circuit_breakers"]["thresholds"]
         assert cluster["connect_timeout"]
+
+
+def test_the_modules_configuration_differs_by_the_filter_only(tmp_path: Path) -> None:
+    """envoy-plugin.yaml is envoy.yaml with the module in the place of ext_proc and what belongs to it."""
+    asked = yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))
+    inside = yaml.safe_load(PLUGIN_TEMPLATE.read_text(encoding="utf-8"))
+    for config in (asked, inside):
+        hcm = filters(config)["hcm"]
+        others = [f for f in hcm["http_filters"] if f["name"].endswith("router")]
+        gone = [f["name"].rpartition(".")[2] for f in hcm["http_filters"] if f not in others]
+        assert gone == (["header_mutation", "ext_proc"] if config is asked else ["outrider"])
+        hcm["http_filters"] = others
+        hcm["access_log"][0]["typed_config"]["log_format"]["json_format"].pop("ext_proc", None)
+        resources = config["static_resources"]
+        resources["clusters"] = [cluster for cluster in resources["clusters"] if cluster["name"] != "outrider"]
+    assert asked == inside
+
+
+def test_envoy_takes_the_modules_configuration_as_shipped(envoy_binary: Path) -> None:
+    try:
+        library = plugins.build("envoy")
+    except plugins.PluginError as error:
+        pytest.skip(str(error))
+    done = subprocess.run(
+        [str(envoy_binary), "--mode", "validate", "-c", str(PLUGIN_TEMPLATE)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "ENVOY_DYNAMIC_MODULES_SEARCH_PATH": str(library.parent)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
