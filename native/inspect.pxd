@@ -88,7 +88,8 @@ cdef inline bint take_request_header(StreamState *s, const ExtProcHost *host, Sl
     elif same_name(name, host.address_header):
         forwarded_add(&s.forwarded, value)
     if (name.n == 12 and slice_is_nocase(name, "content-type", 12) and value.n >= 16
-            and starts_nocase(value, "application/grpc", 16)):
+            and starts_nocase(value, "application/grpc", 16)
+            and (value.n == 16 or value.p[16] == c'+' or value.p[16] == c';' or value.p[16] == c' ')):
         s.is_grpc = 1
     if name.n == 14 and slice_is_nocase(name, "content-length", 14):
         s.content_length = read_length(value)

@@ -98,6 +98,7 @@ cdef enum:
 
 cdef struct Attachment:
     Arena arena
+    uint64_t number              # of its site, from 1: an address may come again, this doesn't
     ModelSlot slot
     uint64_t models_tried        # generation last loaded or refused
     uint32_t models_wait         # looks before a refused one is tried again: it may have been put in order
@@ -136,8 +137,7 @@ cdef struct Thread:
     Thread *next                 # of the same site
     Site *site
     Attachment *in_use           # what this thread is in the middle of using, NULL between calls
-    Attachment *attached         # what the worker was made for
-    uint64_t epoch               # counts what was attached: tickets of an earlier one are worth nothing
+    uint64_t epoch               # Attachment.number of what the worker was made for: older tickets are worth nothing
     Worker *worker
     ExtProcHost host
     StreamPool pool
@@ -153,6 +153,7 @@ cdef struct Site:
     Attachment *current
     Attachment *retired[8]
     uint32_t n_retired
+    uint64_t attachments         # made so far
     uint32_t awaited             # looks at an arena that is not complete yet
     Thread *threads
     uint64_t unjudged            # without an arena to count in
@@ -366,6 +367,8 @@ cdef void attach(Site *site) noexcept nogil:
         close_attachment(a)
         return
     site.awaited = 0
+    site.attachments += 1
+    a.number = site.attachments
     follow_models(site, a)
     exchange(site, a)
     missed = site.unjudged
@@ -452,11 +455,10 @@ cdef bint enter(Thread *t) noexcept nogil:
     else:
         leave(t)
         return False
-    if t.attached != a:
+    if t.epoch != a.number:
         worker_init(t.worker, &a.arena, &a.slot)
         host_init(&t.host, t.worker)
-        t.attached = a
-        t.epoch += 1
+        t.epoch = a.number
     if not worker_refresh(t.worker):
         leave(t)
         return False

@@ -218,3 +218,19 @@ def test_requests_of_unknown_length_end(stack: ProxyStack) -> None:
     for target in ("/echo", "/upload"):
         raw(stack, post(target, chunked(BODY[:10], end=False), CHUNKS, JSON), timeout_s=1, end=True)
     eventually(lambda: ask(stack, "/items/1", "198.18.7.11").status == 200, "others are served")
+
+
+@pytest.mark.parametrize("length", [1, 11, 300, 5000])
+def test_our_header_names_are_removed_whatever_their_length(stack: ProxyStack, length: int) -> None:
+    """And sent by a client they hold nobody up."""
+    name = "x-outrider-" + "b" * length
+    reply = ask(stack, "/echo", "198.18.7.12", headers={name: "1", "x-outrider-score": "9", "x-note": "plain"})
+    assert reply.status in (200, 400, 431)
+    if reply.status == 200:
+        seen = json.loads(reply.body)["headers"]
+        assert name not in seen
+        assert seen["x-note"] == "plain"
+        assert set(key for key in seen if key.startswith("x-outrider-")) <= {
+            "x-outrider-action", "x-outrider-score", "x-outrider-id"
+        }  # fmt: skip
+    assert ask(stack, "/items/1", "198.18.7.12").status == 200

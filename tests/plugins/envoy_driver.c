@@ -149,7 +149,7 @@ static size_t text(stream *s, char *out, size_t room) {
 static void *work(void *arg) {
     static const char *const methods[] = {"GET", "POST", "PUT", "CONNECT", "", "PROPFIND"};
     static const char *const names[] = {"user-agent", "cookie", "x-note", "content-type", "x-outrider-score", "upgrade",
-        "connection", "x_outrider_x", "authorization", "x-forwarded-for", "content-length", "x-outrider-id", "te"};
+        "connection", "x_outrider_x", "x-outrider-a-very-long-name-that-goes-on", "authorization", "x-forwarded-for", "content-length", "x-outrider-id", "te"};
     static const char *const types[] = {"application/json", "application/grpc", "text/xml", "application/x-www-form-urlencoded",
         "multipart/form-data; boundary=b"};
     const void *config = ((void **)arg)[0];

@@ -16,7 +16,7 @@ typedef struct { const char *p; size_t n; } buffer;
 typedef struct { const char *k; size_t kn; const char *v; size_t vn; } header;
 typedef void *filter; /* Envoy's */
 
-enum { REQUEST_HEADERS = 0, RESPONSE_HEADERS = 2 };
+enum { REQUEST_HEADERS = 0, REQUEST_TRAILERS = 1, RESPONSE_HEADERS = 2, RESPONSE_TRAILERS = 3 };
 enum { RECEIVED_REQUEST_BODY = 0 };
 enum { ATTRIBUTE_SOURCE_ADDRESS = 24 };
 enum { LEVEL_INFO = 2, LEVEL_WARNING = 3, LEVEL_ERROR = 4 };
@@ -192,24 +192,29 @@ static void answer(filter f, stream *s) {
                                                      as_buffer(a->details));
 }
 
-/* Take every x-outrider-* out of the headers. */
+/* Take every x-outrider-* out of the headers. Each removal changes the list, which is then read anew; whatever happens, no
+ * more often than there were headers. */
 static void remove_ours(filter f, int type) {
-    header some[HEADERS_ON_STACK], *all = some;
-    size_t i, n = envoy_dynamic_module_callback_http_get_headers_size(f, type);
-    if (n > HEADERS_ON_STACK && (all = malloc(n * sizeof *all)) == NULL) return;
-    if (n && envoy_dynamic_module_callback_http_get_headers(f, type, all))
-        for (i = 0; i < n; i++)
-            if (all[i].kn >= 11 && or_is_ours(all[i].k, all[i].kn)) {
-                char key[256];
-                size_t k = all[i].kn < sizeof key ? all[i].kn : sizeof key;
-                memcpy(key, all[i].k, k); /* removing frees the name */
-                envoy_dynamic_module_callback_http_set_header(f, type, (buffer){key, k}, (buffer){NULL, 0});
-                /* the list is another now */
-                n = envoy_dynamic_module_callback_http_get_headers_size(f, type);
-                if (!n || !envoy_dynamic_module_callback_http_get_headers(f, type, all)) break;
-                i = (size_t)-1;
-            }
-    if (all != some) free(all);
+    size_t left = envoy_dynamic_module_callback_http_get_headers_size(f, type);
+    header some[HEADERS_ON_STACK];
+    for (;;) {
+        header *all = some;
+        char *name = NULL;
+        size_t i, name_n = 0, n = envoy_dynamic_module_callback_http_get_headers_size(f, type);
+        if (n > HEADERS_ON_STACK && (all = malloc(n * sizeof *all)) == NULL) return;
+        if (n && envoy_dynamic_module_callback_http_get_headers(f, type, all))
+            for (i = 0; i < n && name == NULL; i++)
+                if (all[i].kn >= 11 && or_is_ours(all[i].k, all[i].kn)) {
+                    /* a copy: removing frees the name */
+                    if ((name = malloc(all[i].kn)) == NULL) break;
+                    memcpy(name, all[i].k, name_n = all[i].kn);
+                }
+        if (all != some) free(all);
+        if (name == NULL) return;
+        envoy_dynamic_module_callback_http_set_header(f, type, (buffer){name, name_n}, (buffer){NULL, 0});
+        free(name);
+        if (left-- == 0) return;
+    }
 }
 
 /* The request is decided. True: go on; false: it was answered. */
@@ -293,6 +298,7 @@ HOOK int envoy_dynamic_module_on_http_filter_request_body(filter f, const void *
 HOOK int envoy_dynamic_module_on_http_filter_request_trailers(filter f, const void *module) {
     stream *s = (stream *)module;
     if (s->answered) return TRAILERS_STOP;
+    if (s->request != NULL) remove_ours(f, REQUEST_TRAILERS);
     if (!s->undecided) return TRAILERS_CONTINUE;
     return settle(f, s, or_body_end(s->request, false)) ? TRAILERS_CONTINUE : TRAILERS_STOP;
 }
@@ -318,7 +324,7 @@ HOOK int envoy_dynamic_module_on_http_filter_response_body(filter f, const void 
 }
 
 HOOK int envoy_dynamic_module_on_http_filter_response_trailers(filter f, const void *module) {
-    (void)f, (void)module;
+    if (((const stream *)module)->request != NULL) remove_ours(f, RESPONSE_TRAILERS);
     return TRAILERS_CONTINUE;
 }
 
