@@ -234,3 +234,8 @@ def test_our_header_names_are_removed_whatever_their_length(stack: ProxyStack, l
             "x-outrider-action", "x-outrider-score", "x-outrider-id"
         }  # fmt: skip
     assert ask(stack, "/items/1", "198.18.7.12").status == 200
+
+
+def test_a_request_without_a_version_does_not_get_past(stack: ProxyStack) -> None:
+    """HTTP/0.9: a line without headers, answered without a status."""
+    assert MARKER.encode() not in raw(stack, f"GET /search?q={MARKER}\r\n".encode(), timeout_s=2)

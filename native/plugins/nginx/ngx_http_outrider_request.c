@@ -225,7 +225,8 @@ ngx_int_t outrider_on_request(ngx_http_request_t *r) {
         return NGX_DECLINED;
     }
     if (r->headers_in.headers.last == NULL) {
-        return NGX_DECLINED; /* an error_page for what wasn't even a request */
+        /* An error_page for what wasn't even a request; or HTTP/0.9, which NGINX takes, and which nothing judges. */
+        return r->internal ? NGX_DECLINED : NGX_HTTP_BAD_REQUEST;
     }
     const outrider_main_conf *main_conf = ngx_http_get_module_main_conf(r, ngx_http_outrider_module);
     ctx = make_context(r, main_conf->site);
