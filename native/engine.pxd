@@ -12,7 +12,6 @@ from native.base cimport *
 from native.budget cimport *
 from native.clients cimport *
 from native.identity cimport address_key, principal_of
-from native.paths cimport normal_path
 from native.models cimport ModelSet, models_behaviour_score, models_text_score, tree_predict, tree_predict_text
 from native.policy cimport *
 from native.reasons cimport *
@@ -284,13 +283,13 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     d.id = or_add64(&w.arena.head.next_id, 1)
     d.time_us = r.time_us
     d.body_state = r.body_state
-    if not worker_refresh(w):
+    w.without_policy = not worker_refresh(w)
+    if w.without_policy:
         finish(w, r, d, start, 0)                 # no policy yet: allowed, and counted
         return
 
     # 1. the route and who is asking
-    path = normal_path(r.path, w.path, PATH_BYTES)
-    d.route = find_route(&w.policy, r.method, path)
+    d.route = pick_route(&w.policy, r.method, r.path, w.path, PATH_BYTES, &path)
     route = &w.policy.route[d.route]
     d.mode = route.mode
     d.budget_us = route.budget_us

@@ -1,6 +1,7 @@
 """Models that can be swapped, and Engine, which decides: the core's Python host. Used by the sidecar, by training, by
 replay and by the tests."""
 import os
+import re
 import threading
 
 cimport cython
@@ -32,6 +33,8 @@ from native.arenafile import (
 __all__ = [
     "ACTIONS", "BEHAVIOUR_FEATURE_NAMES", "BODY_STATES", "CLIENT_ENTRY_BYTES", "COUNTER_NAMES", "HISTOGRAM_BOUNDS_US",
     "LATENCY_BOUNDS_US", "LIMITS", "MODES", "STAGES_NAMES", "ArenaError", "Engine", "ModelError", "Models", "Verdict"]
+
+ABSOLUTE_URL = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
 
 # one name per column of entry_features() in windows.pxd, in its order
 BEHAVIOUR_FEATURE_NAMES = (
@@ -231,16 +234,14 @@ cdef class Engine:
         cdef BodyPlan plan
         cdef float[::1] row
         memset(&r, 0, sizeof(Request))
-        if b"://" in u[:12]:
-            rest = u.split(b"://", 1)[1]
-            slash = rest.find(b"/")
-            authority = rest if slash < 0 else rest[:slash]
-            u = b"/" if slash < 0 else rest[slash:]
+        absolute = ABSOLUTE_URL.match(u)
+        if absolute:
+            authority = absolute[1]
+            u = u[absolute.end():]
+            if not u.startswith(b"/"):
+                u = b"/" + u
             r.authority.p = authority
             r.authority.n = <uint32_t>len(authority)
-        hash_at = u.find(b"#")
-        if hash_at >= 0:
-            u = u[:hash_at]
         r.method.p = m
         r.method.n = <uint32_t>len(m)
         at = u.find(b"?")

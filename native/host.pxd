@@ -5,8 +5,7 @@ from native.base cimport ACTION_THROTTLE, Decision, Request, Slice, or_unix_us
 from native.engine cimport worker_decide, worker_respond
 from native.extproc_pool cimport Answer, BodyPlan, ExtProcHost
 from native.models cimport ModelSet
-from native.paths cimport normal_path
-from native.policy cimport ROUTES_MAX, RoutePolicy, find_route
+from native.policy cimport ROUTES_MAX, RoutePolicy, pick_route
 from native.windows cimport BEHAVIOUR_FEATURES, BEHAVIOUR_SCHEMA
 from native.worker cimport PATH_BYTES, Worker, worker_refresh
 
@@ -41,9 +40,10 @@ cdef inline void host_refresh(ExtProcHost *host) noexcept nogil:
 cdef inline void host_plan(void *ctx, Request *r, BodyPlan *plan) noexcept nogil:
     cdef Worker *w = <Worker *>ctx
     cdef const RoutePolicy *route
+    cdef Slice path
     if not worker_refresh(w):
         return
-    route = &w.policy.route[find_route(&w.policy, r.method, normal_path(r.path, w.path, PATH_BYTES))]
+    route = &w.policy.route[pick_route(&w.policy, r.method, r.path, w.path, PATH_BYTES, &path)]
     if not route.exempt:
         plan.mode = route.body_mode
         plan.limit_bytes = route.body_limit

@@ -228,11 +228,16 @@ cdef inline void decide_on_kept(StreamPool *pool, StreamState *s, const ExtProcH
 
 
 cdef inline bint holds_message(const char *p, uint32_t n) noexcept nogil:
-    """Does a gRPC body begin with a whole message: flags, four bytes of length, so many bytes?"""
-    if n < 5:
-        return False
-    return n - 5 >= (<uint32_t><uint8_t>p[1] << 24 | <uint32_t><uint8_t>p[2] << 16 | <uint32_t><uint8_t>p[3] << 8
-                     | <uint32_t><uint8_t>p[4])
+    """Does a gRPC body hold a whole message with something in it: flags (0 or 1), four bytes of length, so many bytes?
+    Empty ones before it say nothing."""
+    cdef uint32_t at = 0, length
+    while n - at >= 5 and <uint8_t>p[at] <= 1:
+        length = (<uint32_t><uint8_t>p[at + 1] << 24 | <uint32_t><uint8_t>p[at + 2] << 16
+                  | <uint32_t><uint8_t>p[at + 3] << 8 | <uint32_t><uint8_t>p[at + 4])
+        if length:
+            return n - at - 5 >= length
+        at += 5
+    return False
 
 
 cdef inline bint take_body(StreamPool *pool, StreamState *s, const ExtProcHost *host, Slice chunk, bint end,
@@ -296,7 +301,7 @@ cdef inline bint body_wanted(StreamState *s, const ExtProcHost *host) noexcept n
         return False
     s.plan_mode = plan.mode
     s.body_limit = plan.limit_bytes if plan.limit_bytes < STREAM_BODY_BYTES_MAX else STREAM_BODY_BYTES_MAX
-    if s.is_grpc:
+    if s.is_grpc and slice_is(s.request.method, "POST", 4):
         # A stream of messages may never end, and its service may speak first: nothing is held back but the part
         # that completes the first message, which is what is judged.
         s.plan_mode = BODY_MODE_STREAMED

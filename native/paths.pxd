@@ -28,7 +28,7 @@ cdef extern from *:
 
 cdef inline bint is_normal(Slice path) noexcept nogil:
     """Nothing to do for most: begins with a slash, no escapes, no backslash, no "//", no segment beginning with a
-    dot."""
+    dot, no fragment."""
     cdef uint32_t i
     cdef char c
     cdef char before = 0
@@ -36,7 +36,7 @@ cdef inline bint is_normal(Slice path) noexcept nogil:
         return False
     for i in range(path.n):
         c = path.p[i]
-        if c == c'%' or c == c'\\' or (before == c'/' and (c == c'/' or c == c'.')):
+        if c == c'%' or c == c'\\' or c == c'#' or (before == c'/' and (c == c'/' or c == c'.')):
             return False
         before = c
     return True
@@ -76,7 +76,7 @@ cdef inline Slice normal_path(Slice path, char *out, uint32_t room) noexcept nog
                 i += 1
         else:
             i = 0
-    while i < path.n:
+    while i < path.n and path.p[i] != c'#':       # many end a path there; a fragment is none of a target's
         c = <uint8_t>path.p[i]
         width = 1
         if c == c'%' and i + 2 < path.n:

@@ -9,6 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from native.base cimport Slice, lower
+from native.paths cimport normal_path
 from native.text cimport TEXT_HEADERS_MAX, TextPolicy
 
 cdef enum:
@@ -210,6 +211,26 @@ cdef inline uint16_t find_route(const Policy *p, Slice method, Slice path) noexc
         if (p.route[i].methods == 0 or p.route[i].methods & bit) and path_matches(&p.route[i], path):
             return <uint16_t>i
     return 0
+
+
+cdef inline bint is_weaker(const RoutePolicy *route, const RoutePolicy *default) noexcept nogil:
+    """Does this route look at less, or let more pass, than the service's default?"""
+    return (route.exempt or route.mode < default.mode or route.body_limit < default.body_limit
+            or (route.body_mode == ROUTE_BODY_NONE and default.body_mode != ROUTE_BODY_NONE)
+            or route.threshold[4] > default.threshold[4])
+
+
+cdef inline uint16_t pick_route(const Policy *p, Slice method, Slice sent, char *scratch, uint32_t room,
+                                Slice *path) noexcept nogil:
+    """The route of a path as sent, whose normal form is put into path. Services differ in how they read other
+    spellings: one such may not buy a client a weaker route than the default, as the service may serve another."""
+    cdef uint16_t at
+    path[0] = normal_path(sent, scratch, room)
+    at = find_route(p, method, path[0])
+    if at and path.p != sent.p and is_weaker(&p.route[at], &p.route[0]) and (
+            path.n != sent.n or memcmp(path.p, sent.p, sent.n) != 0):
+        return 0
+    return at
 
 
 cdef inline int find_range(const Policy *p, const uint8_t *address) noexcept nogil:

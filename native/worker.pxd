@@ -45,6 +45,7 @@ cdef struct Worker:
     float margin_ns              # kept free so that few of the texts read up to their deadline overrun the budget
     uint32_t since_stage_run[6]  # decisions since a stage last ran: its estimate is aged when starved
     uint32_t aged                # bits of Stage: estimates halved since the stage last ran
+    uint8_t without_policy       # the last decision was none: there was no policy to be had
     uint8_t anonymous            # look at the text alone: no principal is read from the headers
     float behaviour[32]          # the last row, for training and for people
     TreeScratch trees
@@ -77,6 +78,7 @@ cdef inline bint worker_refresh(Worker *w) noexcept nogil:
         g = or_load64(&w.arena.head.policy_generation)
     # the writer is faster than we copy: go on with the old one, whole, at the next request;
     # a torn copy must not be used
+    policy_bound(&w.policy)
     w.policy_generation = 0
     return False
 

@@ -18,7 +18,8 @@ from native.arena cimport (COUNT_ATTACHED, COUNT_UNJUDGED_CLOSED, COUNT_UNJUDGED
                            arena_close, arena_open)
 from native.base cimport (ACTION_BLOCK, ACTION_THROTTLE, BODY_PART, BODY_WHOLE, PLACE_MAX, REASONS_MAX, Slice, or_add64,
                           or_cas64, or_fence_acquire, or_load64, or_now_ns, or_store64, or_unix_us, slice_is_nocase)
-from native.extproc_pool cimport (BODY_MODE_STREAMED, PHASE_BODY, PHASE_DECIDED, PHASE_REFUSED, PHASE_RESPONSE, Answer,
+from native.extproc_pool cimport (BODY_MODE_STREAMED, PHASE_BODY, PHASE_DECIDED, PHASE_REFUSED, PHASE_RESPONSE,
+                                  UPGRADE_FRAMED, Answer,
                                   ExtProcHost, StreamPool, StreamState, pool_init_states, stream_free, stream_open)
 from native.host cimport host_init, host_refresh, models_fit
 from native.inspect cimport (body_wanted, decide, decide_on_kept, find_client, keep_headers, split_path, take_body,
@@ -83,7 +84,12 @@ cdef extern from "system.h":
     int or_guard_add(void *base, uint64_t bytes) noexcept nogil
     bint or_guard_lost(int i) noexcept nogil
     void or_guard_drop(int i) noexcept nogil
+    bint or_is_planted(const char *path, uint32_t owner) noexcept nogil
     int or_path_is(const char *path, uint64_t *device, uint64_t *inode, int64_t *bytes) noexcept nogil
+
+cdef enum:                       # what is complained of
+    OF_ARENA
+    OF_MODELS
 
 cdef enum:
     ARENA_PATH_MAX = 1024
@@ -154,10 +160,11 @@ cdef struct Site:
     Attachment *retired[8]
     uint32_t n_retired
     uint64_t attachments         # made so far
+    uint64_t awaited_inode
     uint32_t awaited             # looks at an arena that is not complete yet
     Thread *threads
     uint64_t unjudged            # without an arena to count in
-    uint64_t said                # hash of the last complaint: each is made once
+    uint64_t said[2]             # by topic, hash of the last complaint: each is made once
     or_watcher watcher
     PluginRequest spare          # of threads that have no memory for one: stateless, follows the failure mode
 
@@ -194,15 +201,15 @@ cdef void say(Site *site, int level, const char *text) noexcept nogil:
     site.log(site.log_ctx, level, line, n)
 
 
-cdef void complain(Site *site, int level, const char *text) noexcept nogil:
-    """say(), once for the same text in a row: the watcher meets it four times a second."""
+cdef void complain(Site *site, uint32_t topic, int level, const char *text) noexcept nogil:
+    """say(), once for the same text in a row of a topic: the watcher meets it four times a second."""
     cdef uint64_t h = <uint64_t>0xcbf29ce484222325u
     cdef const char *p = text
     while p[0]:
         h = (h ^ <uint8_t>p[0]) * <uint64_t>0x100000001b3u
         p += 1
-    if h != site.said:
-        site.said = h
+    if h != site.said[topic]:
+        site.said[topic] = h
         say(site, level, text)
 
 
@@ -309,7 +316,7 @@ cdef void follow_models(Site *site, Attachment *a) noexcept nogil:
     memcpy(folder + n, published, strlen(published) + 1)
     fresh = <ModelSet *>calloc(1, sizeof(ModelSet))
     if fresh == NULL:
-        complain(site, OR_LOG_ERROR, "no memory for new models; going on with those in use")
+        complain(site, OF_MODELS, OR_LOG_ERROR, "no memory for new models; going on with those in use")
         return
     ok = modelset_open(folder, a.arena.owner, fresh, err, sizeof(err))
     if ok == 0 and not models_fit(fresh):
@@ -323,7 +330,7 @@ cdef void follow_models(Site *site, Attachment *a) noexcept nogil:
         snprintf(line, sizeof(line), "models refused, %s: %.380s",
                  <const char *>"going on with those in use" if old != NULL else
                  <const char *>"lists and detectors decide alone", err)
-        complain(site, OR_LOG_ERROR, line)
+        complain(site, OF_MODELS, OR_LOG_ERROR, line)
         return
     a.models_wait = 0
     # A few 512-bit instructions per request slow down all that the proxy does in between: measured in Envoy, they cost
@@ -335,6 +342,17 @@ cdef void follow_models(Site *site, Attachment *a) noexcept nogil:
         a.n_retired += 1
     snprintf(line, sizeof(line), "models %016llx loaded", <unsigned long long>generation)
     say(site, OR_LOG_INFO, line)
+
+
+cdef uint64_t flush_unjudged(Site *site, Attachment *a) noexcept nogil:
+    """Count in the arena what followed the failure mode; returns how many."""
+    cdef uint64_t missed = or_load64(&site.unjudged)
+    while not or_cas64(&site.unjudged, missed, 0):
+        missed = or_load64(&site.unjudged)
+    if missed:
+        or_add64(&a.arena.counters[0].value[COUNT_UNJUDGED_CLOSED if site.fail_closed else COUNT_UNJUDGED_OPEN],
+                 missed)
+    return missed
 
 
 cdef void attach(Site *site) noexcept nogil:
@@ -351,32 +369,42 @@ cdef void attach(Site *site) noexcept nogil:
     a.guard = -1
     if arena_open(site.path, &a.arena, err, sizeof(err)) != 0:
         snprintf(line, sizeof(line), "arena %.200s: %.200s", site.path, err)
-        complain(site, OR_LOG_ERROR, line)
+        complain(site, OF_ARENA, OR_LOG_ERROR, line)
+        free(a)
+        return
+    if or_is_planted(site.path, a.arena.owner):
+        snprintf(line, sizeof(line), "arena %.200s belongs to user %u, and anybody may put files into its folder: it "
+                 "isn't used; give it a folder of the sidecar's own", site.path, <unsigned>a.arena.owner)
+        complain(site, OF_ARENA, OR_LOG_ERROR, line)
+        arena_close(&a.arena)
         free(a)
         return
     a.guard = or_guard_add(a.arena.base, a.arena.bytes)
     if a.guard < 0:
-        complain(site, OR_LOG_ERROR, "too many arenas in this process: the arena is not used")
+        complain(site, OF_ARENA, OR_LOG_ERROR, "too many arenas in this process: the arena is not used")
         arena_close(&a.arena)
         free(a)
         return
-    if or_load64(&a.arena.head.policy_generation) == 0 or (
-            site.current != NULL and or_load64(&a.arena.models.generation) == 0 and site.awaited < MODELS_AWAITED):
-        # a sidecar is making it ready: what is attached decides until then
+    if site.awaited_inode != a.arena.inode:
+        site.awaited_inode = a.arena.inode
+        site.awaited = 0
+    if or_load64(&a.arena.head.policy_generation) == 0:
+        close_attachment(a)                       # a sidecar is making it ready
+        return
+    follow_models(site, a)
+    if (a.slot.current == NULL and site.current != NULL and site.current.slot.current != NULL
+            and site.awaited < MODELS_AWAITED):
+        # what is attached decides, with its models, until these are there
         site.awaited += 1
         close_attachment(a)
         return
     site.awaited = 0
     site.attachments += 1
     a.number = site.attachments
-    follow_models(site, a)
     exchange(site, a)
-    missed = site.unjudged
-    while not or_cas64(&site.unjudged, missed, 0):
-        missed = or_load64(&site.unjudged)
-    or_add64(&a.arena.counters[0].value[COUNT_UNJUDGED_CLOSED if site.fail_closed else COUNT_UNJUDGED_OPEN], missed)
+    missed = flush_unjudged(site, a)
     or_add64(&a.arena.counters[0].value[COUNT_ATTACHED], 1)
-    site.said = 0
+    site.said[<uint32_t>OF_ARENA] = site.said[<uint32_t>OF_MODELS] = 0
     snprintf(line, sizeof(line), "arena %.200s attached%s, %llu requests followed the failure mode before", site.path,
              <const char *>"" if a.slot.current != NULL else <const char *>" (without models yet)",
              <unsigned long long>missed)
@@ -399,7 +427,7 @@ cdef void look_after(void *arg) noexcept nogil:
         snprintf(line, sizeof(line), "arena %.200s was cut short by somebody: let go; requests are %s until there is a "
                  "whole one", site.path,
                  <const char *>"refused" if site.fail_closed else <const char *>"passed unjudged")
-        complain(site, OR_LOG_ERROR, line)
+        complain(site, OF_ARENA, OR_LOG_ERROR, line)
         exchange(site, NULL)
         a = NULL
         same = False
@@ -409,11 +437,12 @@ cdef void look_after(void *arg) noexcept nogil:
                      site.path, <const char *>"refused" if site.fail_closed else <const char *>"passed unjudged")
         else:
             snprintf(line, sizeof(line), "arena %.200s was removed: going on with what is known", site.path)
-        complain(site, OR_LOG_WARNING, line)
+        complain(site, OF_ARENA, OR_LOG_WARNING, line)
     elif not same:
         attach(site)
     a = site.current
     if a != NULL:
+        flush_unjudged(site, a)
         follow_models(site, a)
 
 
@@ -477,7 +506,10 @@ cdef void note_unjudged(PluginRequest *r) noexcept nogil:
 
 
 cdef or_verdict verdict_of(PluginRequest *r) noexcept nogil:
-    """Of a request that was just decided."""
+    """Of a request that was just decided. Where the policy vanished meanwhile, nobody has judged it."""
+    if r.thread.worker.without_policy:
+        note_unjudged(r)
+        return <or_verdict>r.verdict
     r.verdict = OR_REFUSE if r.stream.phase == PHASE_REFUSED else OR_PASS
     return <or_verdict>r.verdict
 
@@ -568,6 +600,12 @@ cdef public or_verdict or_headers_done(or_request *opaque, int end) noexcept nog
     decide(&t.pool, s, &t.host)
     leave(t)
     return verdict_of(r)
+
+
+cdef public void or_framed(or_request *opaque) noexcept nogil:
+    cdef PluginRequest *r = <PluginRequest *>opaque
+    if r.thread != NULL:
+        r.stream.upgrade |= UPGRADE_FRAMED
 
 
 cdef public or_verdict or_body(or_request *opaque, const char *p, size_t n, int end) noexcept nogil:

@@ -2,7 +2,7 @@
  *
  * A shim fills in one request after the other, piece by piece and in the order of this file, and carries out what
  * it is told. It never blocks: nothing here waits, and nothing but or_site_open and or_site_start allocates once a
- * thread has seen its usual load. Pointers that a shim passes in need to live until the call returns, but for
+ * thread has seen its usual load (what a shim keeps of a request is its own matter). Pointers that a shim passes in need to live until the call returns, but for
  * headers: those until or_headers_done returns. Pointers that it gets live until the next call on that request.
  */
 #ifndef OUTRIDER_H
@@ -47,7 +47,7 @@ or_site *or_site_open(const char *arena, size_t n, int fail_closed, or_log_fn lo
  * policy and models. Calls after the first do nothing. */
 void or_site_start(or_site *site);
 
-/* Before the process ends or the library is left: ends that thread (waits for it, some ms). Requests may still be in
+/* Before the process ends or the library is left: ends that thread (waits for it: some ms, or as long as models that it is opening take). Requests may still be in
  * progress and go on with what is attached. */
 void or_site_stop(or_site *site);
 
@@ -63,6 +63,10 @@ void or_header(or_request *r, const char *name, size_t name_n, const char *value
 /* The client's address as the proxy sees it: text as in 192.0.2.1, 192.0.2.1:80, [2001:db8::1]:80, optional.
  * appended: whether the proxy has already added its peer to X-Forwarded-For. */
 void or_peer(or_request *r, const char *address, size_t n, int appended);
+
+/* The protocol says that a body follows, whatever the headers say (HTTP/2 needs no content-length): then no upgrade's
+ * headers make a tunnel of it. Not for proxies that hand over an upgraded connection as a body. */
+void or_framed(or_request *r);
 
 /* All headers are there. end: there is no body. */
 or_verdict or_headers_done(or_request *r, int end);

@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "outrider.h"
 
@@ -176,6 +177,19 @@ static inline int or_path_is(const char *path, uint64_t *device, uint64_t *inode
     *inode = s.st_ino;
     *bytes = s.st_size;
     return 0;
+}
+
+/* May a file of that user's stand there because anybody could put it there? The process's own and root's may not. */
+static inline int or_is_planted(const char *path, uint32_t owner) {
+    struct stat s;
+    char folder[1024];
+    const char *slash = strrchr(path, '/');
+    size_t n = slash != NULL ? (size_t)(slash - path) : 0;
+    if (owner == 0 || owner == geteuid()) return 0;
+    if (n >= sizeof folder) return 1;
+    memcpy(folder, path, n);
+    memcpy(folder + n, "/", 2); /* a link is followed to what it names */
+    return stat(folder, &s) || s.st_mode & S_IWOTH;
 }
 
 #endif

@@ -182,6 +182,7 @@ class _Peer(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self.clear()
+        self.fed = self.fed or 1  # the beginning of a head came in the same piece as the end of the one before
 
     def on_url(self, url: bytes) -> None:
         self.size += len(url)

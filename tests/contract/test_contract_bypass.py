@@ -90,6 +90,9 @@ TARGETS = {
     "two question marks": get(f"/search?a=1?q={MARKER}"),
     "a semicolon": get(f"/search;q={MARKER}"),
     "a fragment": get(f"/search#?q={MARKER}"),
+    "a health check's path, encoded": get(f"/search%2f..%2fhealthz?q={MARKER}"),
+    "a health check's path after dots": get(f"/search/../healthz?q={MARKER}"),
+    "a health check's path in a fragment": get(f"/healthz#/../search?q={MARKER}"),
     "a long path before it": get("/" + "./" * 3000 + f"search?q={MARKER}"),
     "many values before it": get("/search?" + "a=1&" * 900 + f"q={MARKER}"),
     "no value": get(f"/search?{MARKER}"),
@@ -143,6 +146,17 @@ H2 = {
     "an absolute path": (pseudo("GET", f"http://shop/search?q={MARKER}"), [], [], False),
     "a name in upper case": ([*pseudo("GET", "/items"), ("X-Note", SAID)], [], [], False),
     "a connection header": ([*pseudo("POST", "/echo"), ("connection", "upgrade"), ("upgrade", "a")], [BODY], [], False),
+    "called a tunnel": (
+        [*pseudo("GET", "/echo"), ("connection", "upgrade"), ("upgrade", "websocket")], [BODY], [], True
+    ),
+    "called gRPC": ([*pseudo("POST", "/echo"), ("content-type", "application/grpc")], [BODY], [], False),
+    "a gRPC GET": ([*pseudo("GET", "/echo"), ("content-type", "application/grpc")], [BODY], [], False),
+    "an empty message before it": (
+        [*pseudo("POST", "/echo"), ("content-type", "application/grpc")],
+        [bytes(5) + bytes([0, 0, 0, 0, len(BODY)]) + BODY],
+        [],
+        False,
+    ),
     "a chunked body": ([*pseudo("POST", "/echo"), ("transfer-encoding", "chunked")], [BODY], [], False),
     "a host that differs": ([*pseudo("GET", f"/search?q={MARKER}"), ("host", "elsewhere")], [], [], False),
     "a line in a value": ([*pseudo("GET", "/items"), ("x-a", f"b\r\nx-note: {SAID}")], [], [], False),

@@ -3,6 +3,7 @@
  * Declared here by hand, since Envoy's header isn't part of what a machine that builds this has. A filter lives on one
  * worker thread from new to destroy; nothing here is shared but the sites.
  */
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -65,6 +66,7 @@ static buffer as_buffer(or_text t) { return (buffer){t.p != NULL ? t.p : "", t.n
 /* ---- configuration ------------------------------------------------------------------------------------------- */
 
 static site_use uses[32];
+static pthread_mutex_t uses_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void to_log(void *ctx, int level, const char *text, size_t n) {
     static const int levels[] = {LEVEL_INFO, LEVEL_WARNING, LEVEL_ERROR};
@@ -121,20 +123,25 @@ HOOK const void *envoy_dynamic_module_on_http_filter_config_new(const void *envo
         return refuse_config("failure must be open or closed", config);
     site = or_site_open(arena.p, arena.n, failure.n == 6, to_log, NULL, err, sizeof err);
     if (site == NULL) return refuse_config(err, arena);
-    /* configurations come and go on Envoy's main thread only */
+    pthread_mutex_lock(&uses_lock);
     for (k = 0; k < sizeof uses / sizeof *uses; k++)
         if (uses[k].site == site || uses[k].site == NULL) {
             uses[k].site = site;
             uses[k].closed = failure.n == 6;
             if (uses[k].configs++ == 0) or_site_start(site);
+            pthread_mutex_unlock(&uses_lock);
             return &uses[k];
         }
+    pthread_mutex_unlock(&uses_lock);
     return refuse_config("too many different arenas in one process", arena);
 }
 
 HOOK void envoy_dynamic_module_on_http_filter_config_destroy(const void *config) {
     site_use *use = (site_use *)config;
+    /* a listener that drains may drop the last one on a worker's thread */
+    pthread_mutex_lock(&uses_lock);
     if (--use->configs == 0) or_site_stop(use->site);
+    pthread_mutex_unlock(&uses_lock);
 }
 
 HOOK const void *envoy_dynamic_module_on_http_filter_new(const void *config, filter f) {
@@ -175,11 +182,13 @@ static void tell_log(filter f, stream *s) {
 }
 
 static void answer(filter f, stream *s) {
-    const or_answer *a = or_answer_of(s->request);
+    const or_answer *a;
     header fields[8];
     char grpc[4];
     size_t i, n = 0;
     s->answered = true;
+    tell_log(f, s);
+    a = or_answer_of(s->request);
     for (i = 0; i < a->n_fields && n < 6; i++)
         fields[n++] = (header){a->fields[i].name.p, a->fields[i].name.n, a->fields[i].value.p, a->fields[i].value.n};
     if (a->grpc_status > 0) {
@@ -187,33 +196,34 @@ static void answer(filter f, stream *s) {
         int k = snprintf(grpc, sizeof grpc, "%d", a->grpc_status);
         fields[n++] = (header){"grpc-status", 11, grpc, (size_t)k};
     }
-    tell_log(f, s);
     envoy_dynamic_module_callback_http_send_response(f, a->status, fields, n, as_buffer(a->body),
                                                      as_buffer(a->details));
 }
 
 /* Take every x-outrider-* out of the headers. Each removal changes the list, which is then read anew; whatever happens, no
- * more often than there were headers. */
-static void remove_ours(filter f, int type) {
+ * more often than there were headers. False: no memory, some may be left. */
+static bool remove_ours(filter f, int type) {
     size_t left = envoy_dynamic_module_callback_http_get_headers_size(f, type);
     header some[HEADERS_ON_STACK];
     for (;;) {
         header *all = some;
         char *name = NULL;
+        bool found = false;
         size_t i, name_n = 0, n = envoy_dynamic_module_callback_http_get_headers_size(f, type);
-        if (n > HEADERS_ON_STACK && (all = malloc(n * sizeof *all)) == NULL) return;
+        if (n > HEADERS_ON_STACK && (all = malloc(n * sizeof *all)) == NULL) return false;
         if (n && envoy_dynamic_module_callback_http_get_headers(f, type, all))
             for (i = 0; i < n && name == NULL; i++)
                 if (all[i].kn >= 11 && or_is_ours(all[i].k, all[i].kn)) {
                     /* a copy: removing frees the name */
+                    found = true;
                     if ((name = malloc(all[i].kn)) == NULL) break;
                     memcpy(name, all[i].k, name_n = all[i].kn);
                 }
         if (all != some) free(all);
-        if (name == NULL) return;
+        if (name == NULL) return !found;
         envoy_dynamic_module_callback_http_set_header(f, type, (buffer){name, name_n}, (buffer){NULL, 0});
         free(name);
-        if (left-- == 0) return;
+        if (left-- == 0) return false;
     }
 }
 
@@ -254,7 +264,12 @@ HOOK int envoy_dynamic_module_on_http_filter_request_headers(filter f, const voi
         or_peer(s->request, address.p, address.n, true);
     verdict = or_headers_done(s->request, end);
     if (all != some) free(all);
-    if (or_has_ours(s->request)) remove_ours(f, REQUEST_HEADERS);
+    if (or_has_ours(s->request) && !remove_ours(f, REQUEST_HEADERS)) {
+        /* the service would believe what the client says of itself */
+        s->answered = true;
+        envoy_dynamic_module_callback_http_send_response(f, 500, NULL, 0, TEXT(""), TEXT("outrider_no_memory"));
+        return HEADERS_STOP;
+    }
     if (verdict == OR_PASS || verdict == OR_REFUSE)
         return settle(f, s, verdict) ? HEADERS_CONTINUE : HEADERS_STOP;
     s->undecided = true;

@@ -18,6 +18,7 @@ typedef enum {
 typedef struct {
     or_request *request;
     outrider_state state;
+    ngx_int_t refusal;          /* of a refused request: the status to leave a phase or a filter with */
     ngx_str_t body;             /* of the answer, while it takes a response's place */
     unsigned is_cut:1;          /* refused while the body was being read */
     unsigned is_replaced:1;     /* the response is our answer... */
@@ -56,9 +57,6 @@ ngx_int_t outrider_copy(ngx_pool_t *pool, ngx_str_t *to, or_text from);
 
 /* Take note of a verdict, and tell the service of a request that passes; NGX_ERROR where there is no memory. */
 ngx_int_t outrider_settle(ngx_http_request_t *r, outrider_context *ctx, or_verdict verdict);
-
-/* Of a refused request: the status to leave a phase or a filter with. */
-ngx_int_t outrider_refusal_status(outrider_context *ctx);
 
 /* The preaccess phase's handler and the request body filter. */
 ngx_int_t outrider_on_request(ngx_http_request_t *r);

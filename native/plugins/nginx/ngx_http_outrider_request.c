@@ -177,9 +177,12 @@ ngx_int_t outrider_settle(ngx_http_request_t *r, outrider_context *ctx, or_verdi
     case OR_PASS:
         ctx->state = PASSED;
         return tell_service(r, ctx);
-    case OR_REFUSE:
+    case OR_REFUSE: {
+        const ngx_int_t status = or_answer_of(ctx->request)->status;
         ctx->state = REFUSED;
+        ctx->refusal = status >= NGX_HTTP_BAD_REQUEST && status < 600 ? status : NGX_HTTP_FORBIDDEN;
         return NGX_OK;
+    }
     case OR_HOLD:
         ctx->state = HOLDING;
         return NGX_OK;
@@ -187,11 +190,6 @@ ngx_int_t outrider_settle(ngx_http_request_t *r, outrider_context *ctx, or_verdi
         ctx->state = READING;
         return NGX_OK;
     }
-}
-
-ngx_int_t outrider_refusal_status(outrider_context *ctx) {
-    const ngx_int_t status = or_answer_of(ctx->request)->status;
-    return status >= NGX_HTTP_BAD_REQUEST && status < 600 ? status : NGX_HTTP_FORBIDDEN;
 }
 
 /* The body has been read: go on where outrider_on_request left. */
@@ -215,7 +213,7 @@ ngx_int_t outrider_on_request(ngx_http_request_t *r) {
     }
     outrider_context *ctx = ngx_http_get_module_ctx(r, ngx_http_outrider_module);
     if (ctx) {
-        return ctx->state == REFUSED ? outrider_refusal_status(ctx) : ctx->state == HOLDING ? NGX_DONE : NGX_DECLINED;
+        return ctx->state == REFUSED ? ctx->refusal : ctx->state == HOLDING ? NGX_DONE : NGX_DECLINED;
     }
     ctx = outrider_context_of(r);
     if (ctx) { /* redirected; a refused request is here for the operator's error_page */
@@ -235,6 +233,9 @@ ngx_int_t outrider_on_request(ngx_http_request_t *r) {
     }
     /* HTTP/2 without a length counts as chunked unless the stream has ended */
     const int end = r->headers_in.content_length_n <= 0 && !r->headers_in.chunked;
+    if (!end) {
+        or_framed(ctx->request);
+    }
     const or_verdict verdict = or_headers_done(ctx->request, end);
     if (or_has_ours(ctx->request) && remove_ours(&r->headers_in.headers) != NGX_OK) {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
@@ -243,7 +244,7 @@ ngx_int_t outrider_on_request(ngx_http_request_t *r) {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
     if (ctx->state == REFUSED) {
-        return outrider_refusal_status(ctx);
+        return ctx->refusal;
     }
     if (ctx->state != HOLDING) {
         return NGX_DECLINED;
@@ -286,7 +287,7 @@ ngx_int_t outrider_on_request_body(ngx_http_request_t *r, ngx_chain_t *in) {
         return outrider_next_request_body_filter(r, in);
     }
     if (at_end && r->request_body->buf == NULL) {
-        return outrider_refusal_status(ctx); /* it came with the headers, and what follows it is still in place */
+        return ctx->refusal; /* it came with the headers, and what follows it is still in place */
     }
     /* What is left of the body must not be taken for the connection's next request. */
     r->keepalive = 0;
@@ -296,5 +297,5 @@ ngx_int_t outrider_on_request_body(ngx_http_request_t *r, ngx_chain_t *in) {
         r->stream->skip_data = 1;
     }
 #endif
-    return outrider_refusal_status(ctx);
+    return ctx->refusal;
 }

@@ -46,7 +46,7 @@ static ngx_int_t replace_response(ngx_http_request_t *r, outrider_context *ctx) 
         }
     }
     if (answer->grpc_status <= 0) {
-        r->headers_out.status = outrider_refusal_status(ctx);
+        r->headers_out.status = ctx->refusal;
         r->headers_out.content_length_n = answer->body.n;
         return outrider_copy(r->pool, &ctx->body, answer->body);
     }
@@ -107,7 +107,7 @@ ngx_int_t outrider_on_response_headers(ngx_http_request_t *r) {
     if (is_from_elsewhere) {
         ngx_http_clean_header(r);
     } else if (ngx_http_get_module_ctx(r, ngx_http_outrider_module) == NULL ||
-               r->headers_out.status != (ngx_uint_t)outrider_refusal_status(ctx)) {
+               r->headers_out.status != (ngx_uint_t)ctx->refusal) {
         return outrider_next_header_filter(r); /* the operator's error_page: a location of his, or a redirection */
     }
     if (replace_response(r, ctx) != NGX_OK) {
