@@ -56,7 +56,7 @@ class Wire:
         if len(data) > WIRE_BYTES_MAX:
             raise WireError(f"{len(data)} bytes are more than {WIRE_BYTES_MAX}")
         try:
-            made: Self = _adapter(cls).validate_json(data)
+            made: Self = _adapter(cls).validate_json(data)  # type: ignore[arg-type]
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             raise WireError(f"not a {cls.__name__}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
