@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.judge.types import LABELS, SCOPES, Decision, Escalation, Judgement, Label, WireError
-from sidecar.judge.verdicts import History, Rules, decision_id, reach, shown
+from sidecar.judge.verdicts import History, Rules, address_decision, decision_id, reach, shown
 
 NOW = 1_700_000_000.0
 
@@ -28,8 +28,10 @@ def said(label: Label | None = "sql_injection", malicious: float = 0.97, model: 
     return Judgement("pod:1", label, max(malicious, 1 - malicious), rest, 0.99, 1, model)
 
 
-def entered(e: Escalation, *judgements: Judgement, rules: Rules = Rules(), history: History | None = None) -> list[Decision]:  # noqa: B008,E501
-    verdict = reach(e, judgements, {"m": 0.9, "other": 0.5}, rules, history or History(), NOW, "judge-1")
+def entered(
+    e: Escalation, *judgements: Judgement, rules: Rules | None = None, history: History | None = None
+) -> list[Decision]:
+    verdict = reach(e, judgements, {"m": 0.9, "other": 0.5}, rules or Rules(), history or History(), NOW, "judge-1")
     return list(verdict.decisions)
 
 
@@ -62,8 +64,9 @@ def test_a_client_is_banned_for_other_payloads_not_for_one_again() -> None:
         assert [d.scope for d in entered(asked(1), said(), history=history)] == ["payload"]
     assert [d.scope for d in entered(asked(2), said(), history=history)] == ["payload"]
     third = entered(asked(3), said(), history=history)
-    assert [(d.scope, d.key) for d in third] == [("payload", 103), ("address", 7)]
-    assert third[1].shown == "198.51.100.7"
+    key = address_decision(ipaddress.ip_address("198.51.100.7"))
+    assert [(d.scope, d.key) for d in third] == [("payload", 103), ("address", key)]
+    assert third[1].address == third[1].shown == "198.51.100.7"
 
 
 def test_repetition_and_confidence_lengthen_up_to_a_maximum() -> None:

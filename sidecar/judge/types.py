@@ -133,6 +133,9 @@ class Decision(Wire):
     """An entry for every pod's blocklist. id names it; the same scope and key replace one another. action: block,
     challenge or throttle. expires, decided: unix seconds by the store's clock. undone: it holds no more.
 
+    key: of a payload or principal the arena's keyed hash, equal in pods that share client.key_file; of an address a
+    plain hash of its text, as each pod finds its own key for `address`.
+
     provenance: model (hash), label, probabilities, mass, confidence, event (the escalation's id), who (judge's name or
     the operator's)."""
 
@@ -144,6 +147,7 @@ class Decision(Wire):
     confidence: float
     decided: float
     expires: float
+    address: str = ""
     shown: str = ""  # for people: the address, or the payload's beginning, escaped
     undone: bool = False
     provenance: dict[str, Any] = field(default_factory=dict)

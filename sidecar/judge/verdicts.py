@@ -21,6 +21,7 @@ SHOWN_CHARS_MAX = 120
 CONFIDENT = 0.99  # from here a verdict holds twice as long
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ class Verdict:
     decisions: tuple[Decision, ...]
 
 
+def address_decision(address: Address) -> int:
+    """The key of decisions about this address: equal everywhere."""
+    return int.from_bytes(hashlib.blake2b(address.packed, digest_size=8, person=b"address").digest()) | 1
+
+
 def decision_id(scope: Scope, key: int) -> str:
     """The same scope and key always have the same one, so that a verdict delivered twice is one entry."""
     return hashlib.blake2b(f"{scope}:{key:016x}".encode(), digest_size=8).hexdigest()
@@ -104,7 +110,7 @@ def reach(
     allowed = address is not None and any(address in network for network in rules.allow)
     confidence = first.malicious
 
-    def enter(scope: Scope, key: int, times: int, shown: str) -> None:
+    def enter(scope: Scope, key: int, times: int, shown: str, to: str = "") -> None:
         seconds = rules.duration_s * 2 ** max(0, times - 1) * (2 if confidence >= CONFIDENT else 1)
         entered.append(
             Decision(
@@ -116,6 +122,7 @@ def reach(
                 confidence=round(confidence, 6),
                 decided=now,
                 expires=now + min(seconds, rules.duration_max_s),
+                address=to,
                 shown=shown,
                 provenance={
                     "event": e.id,
@@ -139,7 +146,7 @@ def reach(
         enter("payload", e.payload_key, 1, shown(e.text))
     if times >= rules.repeat:
         if e.client_key and address is not None and not allowed:
-            enter("address", e.client_key, times - rules.repeat + 1, str(address))
+            enter("address", address_decision(address), times - rules.repeat + 1, str(address), str(address))
         if e.principal_key and rules.principals and not allowed:
             enter("principal", e.principal_key, times - rules.repeat + 1, f"principal {e.principal_key:016x}")
     return Verdict(first, True, tuple(entered))
@@ -153,7 +160,7 @@ def shown(text: str) -> str:
     ) + ("..." if len(text) > SHOWN_CHARS_MAX else "")
 
 
-def _address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _address(text: str | None) -> Address | None:
     if text is None:
         return None
     try:
