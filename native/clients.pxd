@@ -117,6 +117,7 @@ cdef struct ClientEntry:
     int64_t held_until_us
     uint16_t held_reason
     uint16_t spare[3]
+    uint64_t escalated_us        # when its next escalation is due at its rate (native/escalate.pxd)
     Party party[8]               # of a principal; halved as the sketches turn
 
 

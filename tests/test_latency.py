@@ -367,7 +367,7 @@ def test_check_tells_a_budget_that_holds_from_one_that_does_not(path: Path) -> N
 
 def find_overruns(arena: ArenaFile, data: bytes, overruns: int) -> int:
     """Where the overruns of the route login stand: its counters are those with 200 decisions and 200 allowed."""
-    region = struct.unpack_from("<Q", data, 80 + 8 * 16)[0]
+    region = struct.unpack_from("<Q", data, 88 + 8 * 16)[0]
     for start in range(region, len(data) - 1600, 1600):
         words = struct.unpack_from("<200Q", data, start)
         if sum(words[:82]) == 200 and words[82 + 96] == 200:

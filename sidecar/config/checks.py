@@ -35,6 +35,7 @@ def between(settings: Settings) -> Iterator[Finding]:
     """Contradictions within the settings."""
     for check in (
         _thresholds,
+        _escalation,
         _route_names,
         _bodies,
         _route_effects,
@@ -83,6 +84,27 @@ def _thresholds(settings: Settings) -> Iterator[Finding]:
                     finding.what,
                     finding.remedy + "; what the route leaves out comes from thresholds",
                 )
+
+
+def _escalation(settings: Settings) -> Iterator[Finding]:
+    """A band of scores with nothing in it."""
+    for index, effective in enumerate(settings.effective_routes()):
+        section = settings.routes[index - 1].escalation if index else settings.escalation
+        own = section.model_fields_set
+        shown, scores = effective.escalation, effective.thresholds
+        begin = scores.tag if shown.from_score is None else shown.from_score
+        end = scores.block if shown.to_score is None else shown.to_score
+        if begin is None or end is None or begin < end or not own & {"from_score", "to_score"}:
+            continue
+        name = "to" if "to_score" in own else "from"
+        path: Path = ("routes", index - 1, "escalation", name) if index else ("escalation", name)
+        given = {"from": "from" if shown.from_score is not None else "thresholds.tag",
+                 "to": "to" if shown.to_score is not None else "thresholds.block"}
+        yield Finding(
+            (path,),
+            f"no score is from {begin} ({given['from']}) to below {end} ({given['to']})",
+            "let from be below to; to show nothing, say enabled: false",
+        )
 
 
 def _route_names(settings: Settings) -> Iterator[Finding]:
@@ -134,6 +156,7 @@ def _route_effects(settings: Settings) -> Iterator[Finding]:
                 ("mode", route.mode),
                 ("thresholds", route.thresholds.model_fields_set or None),
                 ("login", route.login or None),
+                ("escalation", route.escalation.model_fields_set or None),
             ):
                 if given is not None and given != "none":
                     yield Finding(
