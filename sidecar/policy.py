@@ -132,8 +132,8 @@ def _route(route: Any) -> dict[str, Any]:
 def _escalation(escalation: Any, levels: list[float]) -> dict[str, float]:
     """levels: the route's thresholds by action, NEVER where there is none."""
     tag, block = levels[ACTIONS["tag"]], levels[ACTIONS["block"]]
-    begin = tag if escalation.from_score is None else escalation.from_score
-    end = block if escalation.to_score is None else escalation.to_score
+    begin = tag if escalation.uncertain_from is None else escalation.uncertain_from
+    end = block if escalation.uncertain_to is None else escalation.uncertain_to
     # a text's score moves a little with the numbers in it, and with others it is still the same payload: hence the half
     floor = max(0.5 * min(tag, 1.0), PAYLOAD_FLOOR_MIN)
     if not escalation.enabled:

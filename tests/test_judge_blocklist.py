@@ -35,7 +35,7 @@ def models() -> Models:
 def open_with(models: Models, text: str = "") -> tuple[Core, Engine]:
     # all of it is shown, so that each text's key comes out
     core = open_core(
-        loads(text + "\nescalation: {to: 1, client_per_minute: 6000, per_second: 10000}", "test"),
+        loads(text + "\nescalation: {uncertain_to: 1, client_per_minute: 6000, per_second: 10000}", "test"),
         private=True,
         load_models=False,
     )
@@ -126,7 +126,7 @@ def test_benign_requests_have_no_key_and_are_not_hit(models: Models) -> None:
 def test_the_floor_lies_at_half_of_tag_and_is_the_routes_own() -> None:
     policy = compile_policy(loads(
         "routes:\n  - {name: a, path: /a, thresholds: {tag: null}}\n  - {name: b, path: /b, thresholds: {tag: 0}}\n"
-        "  - {name: c, path: /c, escalation: {from: 0.05}}", "test"))
+        "  - {name: c, path: /c, escalation: {uncertain_from: 0.05}}", "test"))
     assert [route["payload_floor"] for route in policy["routes"]] == [0.25, 0.5, 0.1, 0.25]
 
 

@@ -81,7 +81,7 @@ def test_the_edges_of_the_band(models: Models) -> None:
     score = ask(open_with(models, "{}")[1], UNCERTAIN).score
     above, below = score + 1e-6, score - 1e-6
     for begin, end, shown in ((score, 0.99, True), (above, 0.99, False), (0.1, score, False), (below, above, True)):
-        _, engine = open_with(models, f"escalation: {{from: {begin!r}, to: {end!r}, novel: null}}")
+        _, engine = open_with(models, f"escalation: {{uncertain_from: {begin!r}, uncertain_to: {end!r}, novel: null}}")
         assert escalated(engine, UNCERTAIN) is shown, (begin, end)
 
 
@@ -101,7 +101,7 @@ def test_without_a_band_of_its_own_it_lies_between_tag_and_block(models: Models)
 def test_what_is_blocked_allow_listed_exempt_or_listed_is_not_shown(models: Models) -> None:
     core, engine = open_with(
         models,
-        f"escalation: {{from: 0, to: 1, novel: 0, {OPEN}}}\n"
+        f"escalation: {{uncertain_from: 0, uncertain_to: 1, novel: 0, {OPEN}}}\n"
         "lists: {allow: [198.51.100.0/24], block: [203.0.113.0/24]}\n"
         "routes: [{name: free, path: /free, exempt: true}]",
     )
@@ -150,7 +150,7 @@ def test_routes_say_otherwise(models: Models) -> None:
         f"escalation: {{novel: null, {OPEN}}}\nroutes:\n"
         "  - {name: a, path: /a, escalation: {enabled: false}}\n"
         "  - {name: b, path: /b, escalation: {sample: 1}}\n"
-        "  - {name: c, path: /c, escalation: {from: 0.95, to: 0.99}}\n"
+        "  - {name: c, path: /c, escalation: {uncertain_from: 0.95, uncertain_to: 0.99}}\n"
         "  - {name: d, path: /d, thresholds: {tag: 0.88, throttle: null}}\n",
     )
     question = UNCERTAIN.removeprefix("/s")
@@ -180,9 +180,10 @@ def test_without_models_nothing_is_shown_but_samples() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("escalation: {from: 0.9, to: 0.5}", "escalation.to: no score is from 0.9"),
-        ("routes: [{name: a, path: /a, escalation: {from: 0.9}}]", r"routes\[0\].escalation.from: no score"),
-        ("routes: [{name: a, path: /a, exempt: true, escalation: {from: 0.6}}]", "no effect on a route with exempt"),
+        ("escalation: {uncertain_from: 0.9, uncertain_to: 0.5}", "escalation.uncertain_to: no score reaches 0.9"),
+        ("routes: [{name: a, path: /a, escalation: {uncertain_from: 0.9}}]",
+         r"routes\[0\].escalation.uncertain_from: no score"),
+        ("routes: [{name: a, path: /a, exempt: true, escalation: {sample: 1}}]", "no effect on a route with exempt"),
         ("escalation: {text: 8KiB}", "escalation.text: '8KiB' is above"),
         ("escalation: {per_second: 0}", "escalation.per_second: 0 is below"),
         ("escalation: {sample: 1.5}", "escalation.sample"),
@@ -267,7 +268,7 @@ def test_all_processes_share_ring_and_rates(models: Models, tmp_path: Path) -> N
 # -- the text ------------------------------------------------------------------------------------
 
 PAYLOAD = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
-WIDE = f"escalation: {{from: 0.001, to: 1, {OPEN}, text: 1KiB}}\nthresholds: {{block: null}}"
+WIDE = f"escalation: {{uncertain_from: 0.001, uncertain_to: 1, {OPEN}, text: 1KiB}}\nthresholds: {{block: null}}"
 
 
 def post(engine: Engine, body: bytes, kind: str = "application/x-www-form-urlencoded") -> None:

@@ -325,7 +325,7 @@ def test_an_arena_of_another_version(path: Path) -> None:
         file.write(b"\x63")
     code, text = run("--arena", path)
     assert code == 2
-    assert "layout version 99, this build reads version 3: this outrider is not the version that runs" in text
+    assert "layout version 99, this build reads version 4: this outrider is not the version that runs" in text
 
 
 def test_an_arena_without_a_policy(path: Path) -> None:

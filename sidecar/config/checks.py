@@ -92,18 +92,18 @@ def _escalation(settings: Settings) -> Iterator[Finding]:
         section = settings.routes[index - 1].escalation if index else settings.escalation
         own = section.model_fields_set
         shown, scores = effective.escalation, effective.thresholds
-        begin = scores.tag if shown.from_score is None else shown.from_score
-        end = scores.block if shown.to_score is None else shown.to_score
-        if begin is None or end is None or begin < end or not own & {"from_score", "to_score"}:
+        begin = scores.tag if shown.uncertain_from is None else shown.uncertain_from
+        end = scores.block if shown.uncertain_to is None else shown.uncertain_to
+        if begin is None or end is None or begin < end or not own & {"uncertain_from", "uncertain_to"}:
             continue
-        name = "to" if "to_score" in own else "from"
+        name = "uncertain_to" if "uncertain_to" in own else "uncertain_from"
         path: Path = ("routes", index - 1, "escalation", name) if index else ("escalation", name)
-        given = {"from": "from" if shown.from_score is not None else "thresholds.tag",
-                 "to": "to" if shown.to_score is not None else "thresholds.block"}
+        first = "thresholds.tag" if shown.uncertain_from is None else "uncertain_from"
+        last = "thresholds.block" if shown.uncertain_to is None else "uncertain_to"
         yield Finding(
             (path,),
-            f"no score is from {begin} ({given['from']}) to below {end} ({given['to']})",
-            "let from be below to; to show nothing, say enabled: false",
+            f"no score reaches {begin} ({first}) and stays below {end} ({last})",
+            "let uncertain_from be below uncertain_to; to show the judge nothing, say enabled: false",
         )
 
 

@@ -15,18 +15,16 @@ class Escalation(Section):
     of exempt routes; and with a text whose place names a secret, not for that text."""
 
     enabled: Boolean = Field(True, description="false shows it none.")
-    from_score: Score | None = Field(
+    uncertain_from: Score | None = Field(
         None,
-        alias="from",
         description=(
             "The score from which a request that isn't blocked is uncertain; null for the route's thresholds.tag. "
             "The text of one below it has no key under which it could be blocked."
         ),
         examples=[0.4],
     )
-    to_score: Score | None = Field(
+    uncertain_to: Score | None = Field(
         None,
-        alias="to",
         description="The score from which it is no longer; null for the route's thresholds.block.",
         examples=[0.95],
     )
@@ -55,7 +53,7 @@ class RouteEscalation(Section):
     """What is shown of one route; what is left out is taken from `escalation`, null is as there."""
 
     enabled: Boolean | None = Field(None, description="As escalation.enabled; null takes that.")
-    from_score: Score | None = Field(None, alias="from", description="As escalation.from.")
-    to_score: Score | None = Field(None, alias="to", description="As escalation.to.")
+    uncertain_from: Score | None = Field(None, description="As escalation.uncertain_from.")
+    uncertain_to: Score | None = Field(None, description="As escalation.uncertain_to.")
     novel: Score | None = Field(None, description="As escalation.novel.")
     sample: Score | None = Field(None, description="As escalation.sample; null takes that.")
