@@ -190,7 +190,8 @@ cdef struct ArenaHeader:
     uint64_t pad8[7]
     uint64_t escalation_tail
     uint64_t pad9[7]
-    uint64_t escalated_us        # when the service's next escalation is due at its rate (native/escalate.pxd)
+    uint32_t escalated_us        # when the service has all of its escalations left (native/escalate.pxd)
+    uint32_t spare
     uint64_t pad10[7]
 
 

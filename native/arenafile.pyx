@@ -218,7 +218,7 @@ cdef class ArenaFile:
         p.retry_after_s = spec["retry_after_s"]
         p.hold_us = spec["hold_us"]
         p.allow_sample = spec["allow_sample"]
-        p.escalate_client_us = spec["escalate_client_us"]
+        p.escalate_client_ms = spec["escalate_client_ms"]
         p.escalate_all_us = spec["escalate_all_us"]
         p.escalate_text = spec["escalate_text"]
         p.address_header_n = <uint8_t>put(p.address_header, NAME_MAX, spec["address_header"], "client.address_header")

@@ -4,11 +4,11 @@ Who is asked about is decided in `worker_decide` (native/engine.pxd); the record
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from native.base cimport or_cas64, or_load64, siphash24
+from native.base cimport or_cas32, or_load32, siphash24
 from native.textdefs cimport TextWorst
 
 cdef enum:
-    CLIENT_BURST_US = 60000000   # a client's rate is per minute,
+    CLIENT_BURST_MS = 60000      # a client's rate is per minute,
     SERVICE_BURST_US = 1000000   # the service's per second
 
 cdef extern from *:
@@ -18,18 +18,21 @@ cdef extern from *:
     const uint64_t OR_PAYLOAD_DOMAIN
 
 
-cdef inline bint rate_take(uint64_t *due_us, uint64_t now_us, uint64_t least_us, uint64_t burst_us) noexcept nogil:
-    """One more, every least_us on average and burst_us / least_us at once? A token bucket in one word: the time at
-    which it is full again. Never waits: where others keep moving the word, no."""
-    cdef uint64_t seen, due
+cdef inline bint rate_take(uint32_t *full_at, uint32_t now, uint32_t least, uint32_t burst) noexcept nogil:
+    """One more, every `least` on average and burst / least at once? A token bucket in one word: the time at which it is
+    full again, 0 for full. Times wrap. Never waits: where others keep moving the word, no."""
+    cdef uint32_t seen, ahead
     cdef int _tries
     for _tries in range(4):
-        seen = or_load64(due_us)
-        # further ahead than it ever is put: left by a clock that was set back since
-        due = now_us if seen < now_us or seen - now_us > burst_us else seen
-        if due - now_us + least_us > burst_us:
+        seen = or_load32(full_at)
+        ahead = seen - now
+        # further ahead than it ever is put: long past, or left by a clock that was set back since
+        if seen == 0 or ahead > burst + 1:
+            ahead = 0
+        if ahead + least > burst:
             return False
-        if or_cas64(due_us, seen, due + least_us):
+        ahead += now + least
+        if or_cas32(full_at, seen, ahead if ahead else 1):
             return True
     return False
 

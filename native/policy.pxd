@@ -113,7 +113,7 @@ cdef struct Policy:
     int64_t hold_us              # how long a detection keeps refusing the client
     uint32_t shed_hold_ms        # before the first trial to take a shed stage back
     float allow_sample           # share of allowed decisions that become events, 0..1
-    uint32_t escalate_client_us  # least time between a client's escalations once its burst is spent
+    uint32_t escalate_client_ms  # least time between a client's escalations once its burst is spent
     uint32_t escalate_all_us     # and between all of the service's
     uint32_t escalate_text       # bytes of text that are shown to a judge
     char address_header[64]

@@ -7,7 +7,7 @@ from libc.string cimport memcpy, memset
 from native.arena cimport *
 from native.base cimport *
 from native.clients cimport BUCKET_WAYS
-from native.escalate cimport CLIENT_BURST_US, SERVICE_BURST_US, payload_key, rate_take
+from native.escalate cimport CLIENT_BURST_MS, SERVICE_BURST_US, payload_key, rate_take
 from native.identity cimport header_value
 from native.models cimport ModelSet, TreeScratch
 from native.policy cimport *
@@ -237,10 +237,10 @@ cdef inline bint may_escalate(Worker *w, const Decision *d) noexcept nogil:
     cdef uint64_t key = d.client_key if d.client_slot else d.principal_key
     cdef uint64_t now_us = <uint64_t>d.time_us if d.time_us > 0 else 0
     if (slot and or_load64(key_place(w.arena, slot)) == key
-            and not rate_take(&w.arena.entries[slot - 1].escalated_us, now_us, w.policy.escalate_client_us,
-                              CLIENT_BURST_US)):
+            and not rate_take(&w.arena.entries[slot - 1].escalated_ms, <uint32_t>(now_us // 1000),
+                              w.policy.escalate_client_ms, CLIENT_BURST_MS)):
         return False
-    return rate_take(&w.arena.head.escalated_us, now_us, w.policy.escalate_all_us, SERVICE_BURST_US)
+    return rate_take(&w.arena.head.escalated_us, <uint32_t>now_us, w.policy.escalate_all_us, SERVICE_BURST_US)
 
 
 cdef inline float drift(float mean, uint64_t ns, float most) noexcept nogil:

@@ -45,7 +45,7 @@ def compile_policy(settings: Settings) -> dict[str, Any]:
             if settings.decision_log.path is not None and "allow" in settings.decision_log.actions
             else 0.0
         ),
-        "escalate_client_us": 60_000_000 // settings.escalation.client_per_minute,
+        "escalate_client_ms": 60_000 // settings.escalation.client_per_minute,
         "escalate_all_us": 1_000_000 // settings.escalation.per_second,
         "escalate_text": settings.escalation.text_bytes,
         "skip": list(settings.latency.skip),
