@@ -217,7 +217,7 @@ def test_a_client_has_a_rate(models: Models) -> None:
 @pytest.mark.parametrize("ts", [4294967.0, 4294967.296, 4294967.3, 2147483.6, 4294.967, 1.7e9])
 def test_rates_hold_where_the_words_that_keep_them_wrap(models: Models, ts: float) -> None:
     """Times are kept in 32 bits, a client's in ms, the service's in us."""
-    core, engine = open_with(models, "escalation: {client_per_minute: 6}")
+    _, engine = open_with(models, "escalation: {client_per_minute: 6}")
     assert [escalated(engine, UNCERTAIN, ts=ts + i * 0.05) for i in range(10)] == [True] * 6 + [False] * 4
     assert [escalated(engine, UNCERTAIN, ts=ts + s) for s in (11, 12, 21, 22)] == [True, False, True, False]
     _, engine = open_with(models, "escalation: {per_second: 5}")
