@@ -10,10 +10,12 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcpy, memset, strerror
 
 from native.base cimport (
-    Decision, or_add64, or_cas64, or_load64, or_now_ns, or_store64, or_unix_us)
+    ACTION_BLOCK, ACTION_THROTTLE, Decision, or_add64, or_cas64, or_load64, or_now_ns, or_store64, or_unix_us)
 from native.clients cimport BUCKET_WAYS, Bucket, ClientEntry
 from native.policy cimport ROUTES_MAX, Policy
+from native.ring cimport Ring
 from native.shedding cimport RouteControl
+from native.textdefs cimport CHUNK_BYTES
 
 cdef extern from *:
     """
@@ -36,6 +38,7 @@ cdef extern from *:
         return p == MAP_FAILED ? 0 : p; }
     static inline void or_unmap(void *p, uint64_t n) { munmap(p, n); }
     static inline void or_close_fd(int fd) { close(fd); }
+    static inline void or_count32(uint32_t *p) { __atomic_fetch_add(p, 1, __ATOMIC_RELAXED); }
     """
     int or_open_rw(const char *path) noexcept nogil
     int or_file_is(int fd, uint64_t *device, uint64_t *inode, uint32_t *owner, int64_t *bytes) noexcept nogil
@@ -43,16 +46,20 @@ cdef extern from *:
     void *or_map(int fd, uint64_t n) noexcept nogil
     void or_unmap(void *p, uint64_t n) noexcept nogil
     void or_close_fd(int fd) noexcept nogil
+    void or_count32(uint32_t *p) noexcept nogil
 
 cdef enum:
-    ARENA_VERSION = 3
-    REGIONS = 10
+    ARENA_VERSION = 4
+    REGIONS = 11
     ARENA_HEADER_BYTES = 4096
     CLIENTS_LIMIT = 4194304
     EVENTS_LIMIT = 1048576
+    ESCALATIONS_LIMIT = 4096     # some 11 KiB each
     BLOCKLIST_LIMIT = 4194304
     COUNTER_SLOTS_LIMIT = 256
     BLOCK_PROBES = 16            # a key stands within this many places of its hash
+    TARGET_MAX = 1024            # bytes of an escalated request's path and query
+    BODY_TYPE_MAX = 64
     HISTOGRAM_BUCKETS = 16       # of a stage
     LATENCY_BUCKETS = 82         # of a route's decisions
     MODEL_PATH_MAX = 1024
@@ -113,6 +120,9 @@ cdef enum:                       # Counter
     COUNT_UNJUDGED_OPEN = 32     # passed by a proxy that had no arena or no policy to decide with
     COUNT_UNJUDGED_CLOSED = 33   # refused by one
     COUNT_ATTACHED = 34          # times that a proxy's process has opened the arena
+    COUNT_ESCALATED = 35         # requests handed to the judge
+    COUNT_ESCALATIONS_LIMITED = 36   # ... that weren't, over the client's or the service's rate
+    COUNT_ESCALATIONS_DROPPED = 37   # ... that were lost because their ring was full
     COUNTERS = 40
 
 
@@ -155,8 +165,11 @@ cdef struct ArenaHeader:
     uint32_t event_bytes
     uint32_t policy_bytes
     uint32_t entry_bytes
-    # policy, models, buckets, entries, blocklist, events, counters, routes' means, routes' counters, routes' control
-    RegionHead region[10]
+    uint32_t escalations         # a power of two
+    uint32_t escalation_bytes
+    # policy, models, buckets, entries, blocklist, events, counters, routes' means, routes' counters, routes' control,
+    # escalations
+    RegionHead region[11]
     # live fields, each on its own cache line
     uint64_t pad0[8]
     uint64_t policy_generation
@@ -169,8 +182,17 @@ cdef struct ArenaHeader:
     uint64_t pad4[7]
     uint64_t event_tail          # next to be read; moved by the reader only
     uint64_t pad5[7]
-    uint64_t blocked_keys        # 0: the blocklist is empty and need not be looked at
+    uint64_t blocked_keys        # 0: no client is blocked, the list need not be looked at
     uint64_t pad6[7]
+    uint64_t blocked_payloads    # 0: no payload is, none need be hashed
+    uint64_t pad7[7]
+    uint64_t escalation_head
+    uint64_t pad8[7]
+    uint64_t escalation_tail
+    uint64_t pad9[7]
+    uint32_t escalated_us        # when the service has all of its escalations left (native/escalate.pxd)
+    uint32_t spare
+    uint64_t pad10[7]
 
 
 cdef struct ModelsRegion:
@@ -178,11 +200,16 @@ cdef struct ModelsRegion:
     char path[1024]              # of the runtime folder, NUL-terminated
 
 
+cdef enum:                       # BlockKind
+    BLOCK_CLIENT = 0             # the key of an address or a principal
+    BLOCK_PAYLOAD = 1            # the key of a text (native/escalate.pxd)
+
+
 cdef struct BlockEntry:
     uint64_t key                 # 0: free; written last, cleared first
     int64_t expires_us
     uint8_t action
-    uint8_t origin
+    uint8_t kind                 # BlockKind
     uint16_t reason
     uint32_t hits
 
@@ -199,8 +226,7 @@ cdef struct RouteStats:
 
 
 cdef struct Event:
-    uint64_t sequence            # Vyukov's bounded queue: pos = free, pos + 1 = written
-    uint64_t kind                # 0 decision
+    uint64_t sequence            # of the ring; comes first
     Decision decision
     uint8_t address[16]
     uint8_t has_address
@@ -216,6 +242,26 @@ cdef struct Event:
     char route[64]               # its name when this was decided
 
 
+cdef struct Escalation:
+    # a request for the judge: what its event would say, and its text. Lengths are the writer's word
+    uint64_t sequence            # of the ring; comes first
+    Event event
+    uint64_t payload_key         # 0: none
+    float unusual                # the Isolation Forest's score, calibrated; NaN where it wasn't run
+    float behaviour[32]          # the row that it was given
+    uint8_t why                  # Escalated
+    uint8_t has_behaviour
+    uint8_t as_sent              # 0: the text was unescaped out of a document
+    uint8_t secret               # the value's place names a secret: its text was left out
+    uint16_t type_n
+    uint16_t target_n
+    uint16_t path_n              # of the target, what comes before '?'
+    uint16_t text_n
+    char type[64]                # content type
+    char target[1024]            # path and query as sent
+    char text[8192]              # CHUNK_BYTES: the piece of the worst value in which the worst window lies
+
+
 cdef struct Arena:
     # Counts and key are copies, checked when the file was opened: whatever is written into the file, or whatever
     # becomes of it, no index is ever bounded by what stands there now.
@@ -223,7 +269,6 @@ cdef struct Arena:
     uint64_t bytes
     uint32_t n_clients
     uint32_t n_buckets
-    uint32_t n_events
     uint32_t n_blocklist
     uint32_t n_slots             # of counters
     uint64_t key[2]
@@ -236,11 +281,21 @@ cdef struct Arena:
     Bucket *buckets
     ClientEntry *entries
     BlockEntry *blocklist
-    Event *events
+    Ring events                  # of Event
+    Ring escalations             # of Escalation
     CounterSlot *counters
     RouteStats *routes           # by RoutePolicy.slot, as the next two
     RouteCounters *route_counters    # counter_slots times ROUTES_MAX
     RouteControl *control
+
+
+cdef inline void ring_point(Ring *r, char *slots, uint32_t n, uint32_t bytes, uint64_t *head,
+                            uint64_t *tail) noexcept nogil:
+    r.slots = slots
+    r.n = n
+    r.bytes = bytes
+    r.head = head
+    r.tail = tail
 
 
 cdef inline void arena_point(Arena *a, char *base, const ArenaHeader *h) noexcept nogil:
@@ -250,7 +305,6 @@ cdef inline void arena_point(Arena *a, char *base, const ArenaHeader *h) noexcep
     a.bytes = h.total_bytes
     a.n_clients = h.clients
     a.n_buckets = h.buckets
-    a.n_events = h.events
     a.n_blocklist = h.blocklist
     a.n_slots = h.counter_slots
     a.key[0] = h.key[0]
@@ -260,16 +314,18 @@ cdef inline void arena_point(Arena *a, char *base, const ArenaHeader *h) noexcep
     a.buckets = <Bucket *>(base + h.region[2].offset)
     a.entries = <ClientEntry *>(base + h.region[3].offset)
     a.blocklist = <BlockEntry *>(base + h.region[4].offset)
-    a.events = <Event *>(base + h.region[5].offset)
+    ring_point(&a.events, base + h.region[5].offset, h.events, sizeof(Event), &a.head.event_head, &a.head.event_tail)
     a.counters = <CounterSlot *>(base + h.region[6].offset)
     a.routes = <RouteStats *>(base + h.region[7].offset)
     a.route_counters = <RouteCounters *>(base + h.region[8].offset)
     a.control = <RouteControl *>(base + h.region[9].offset)
+    ring_point(&a.escalations, base + h.region[10].offset, h.escalations, sizeof(Escalation),
+               &a.head.escalation_head, &a.head.escalation_tail)
 
 
 cdef inline uint64_t arena_lay_out(ArenaHeader *h) noexcept nogil:
-    """Fill in sizes and offsets from the four counts; returns the file's size in bytes."""
-    cdef uint64_t size[10]
+    """Fill in sizes and offsets from the five counts; returns the file's size in bytes."""
+    cdef uint64_t size[11]
     cdef uint64_t at = ARENA_HEADER_BYTES
     cdef int i
     h.magic = OR_ARENA_MAGIC
@@ -277,6 +333,7 @@ cdef inline uint64_t arena_lay_out(ArenaHeader *h) noexcept nogil:
     h.header_bytes = ARENA_HEADER_BYTES
     h.policy_bytes = sizeof(Policy)
     h.event_bytes = sizeof(Event)
+    h.escalation_bytes = sizeof(Escalation)
     h.entry_bytes = sizeof(ClientEntry)
     size[0] = 2 * sizeof(Policy)
     size[1] = sizeof(ModelsRegion)
@@ -288,6 +345,7 @@ cdef inline uint64_t arena_lay_out(ArenaHeader *h) noexcept nogil:
     size[7] = ROUTES_MAX * sizeof(RouteStats)
     size[8] = <uint64_t>h.counter_slots * ROUTES_MAX * sizeof(RouteCounters)
     size[9] = ROUTES_MAX * sizeof(RouteControl)
+    size[10] = <uint64_t>h.escalations * sizeof(Escalation)
     for i in range(REGIONS):
         h.region[i].offset = at
         h.region[i].bytes = size[i]
@@ -317,6 +375,7 @@ cdef inline int arena_check(const ArenaHeader *h, int64_t file_bytes, char *err,
     if (h.header_bytes != ARENA_HEADER_BYTES or h.clients != h.buckets * BUCKET_WAYS
             or h.buckets == 0 or h.buckets > CLIENTS_LIMIT or not power_of_two(h.buckets)
             or h.events > EVENTS_LIMIT or not power_of_two(h.events)
+            or h.escalations > ESCALATIONS_LIMIT or not power_of_two(h.escalations)
             or h.blocklist > BLOCKLIST_LIMIT or not power_of_two(h.blocklist)
             or h.counter_slots == 0 or h.counter_slots > COUNTER_SLOTS_LIMIT):
         snprintf(err, err_n, "a count in the header is out of range")
@@ -324,14 +383,15 @@ cdef inline int arena_check(const ArenaHeader *h, int64_t file_bytes, char *err,
     memset(&want, 0, sizeof(want))
     want.buckets = h.buckets
     want.events = h.events
+    want.escalations = h.escalations
     want.blocklist = h.blocklist
     want.counter_slots = h.counter_slots
     arena_lay_out(&want)
     if (want.policy_bytes != h.policy_bytes or want.event_bytes != h.event_bytes
-            or want.entry_bytes != h.entry_bytes):
-        snprintf(err, err_n, "record sizes differ from this build's (policy %u/%u, event %u/%u, client %u/%u bytes)",
-                 h.policy_bytes, want.policy_bytes, h.event_bytes, want.event_bytes,
-                 h.entry_bytes, want.entry_bytes)
+            or want.entry_bytes != h.entry_bytes or want.escalation_bytes != h.escalation_bytes):
+        snprintf(err, err_n, "record sizes differ from this build's (policy %u/%u, event %u/%u, client %u/%u, "
+                 "escalation %u/%u bytes)", h.policy_bytes, want.policy_bytes, h.event_bytes, want.event_bytes,
+                 h.entry_bytes, want.entry_bytes, h.escalation_bytes, want.escalation_bytes)
         return -1
     for i in range(REGIONS):
         if want.region[i].offset != h.region[i].offset or want.region[i].bytes != h.region[i].bytes:
@@ -393,23 +453,42 @@ cdef inline int bucket_of_ns(uint64_t ns) noexcept nogil:
 
 # -- blocklist: exact keys -------------------------------------------------------------------
 
-cdef inline const BlockEntry *block_find(const Arena *a, uint64_t key, int64_t now_us) noexcept nogil:
-    """The entry of this client key that has not expired, or NULL."""
+cdef inline uint64_t *block_count(Arena *a, uint8_t kind) noexcept nogil:
+    """Entries of this kind, expired ones among them until their place is needed or they are swept."""
+    return &a.head.blocked_payloads if kind == BLOCK_PAYLOAD else &a.head.blocked_keys
+
+
+cdef inline const BlockEntry *block_hit(Arena *a, uint64_t key, uint8_t kind, int64_t now_us) noexcept nogil:
+    """The entry of this key that has not expired, with the hit counted, or NULL."""
     cdef uint64_t mask = a.n_blocklist - 1
     cdef uint64_t at = (key >> 32) & mask   # the lowest bit of a key is always set
     cdef int i
-    cdef const BlockEntry *e
+    cdef BlockEntry *e
     for i in range(BLOCK_PROBES):
         e = &a.blocklist[(at + i) & mask]
-        if or_load64(&e.key) == key:
-            return e if e.expires_us > now_us else NULL
+        if or_load64(&e.key) == key and e.kind == kind:
+            if e.expires_us <= now_us:
+                return NULL
+            or_count32(&e.hits)
+            return e
     return NULL
 
 
-cdef inline int block_put(Arena *a, uint64_t key, int64_t expires_us, uint8_t action, uint16_t reason,
+cdef inline uint8_t block_action(const BlockEntry *e) noexcept nogil:
+    """What an entry asks for; it never grants anything."""
+    return e.action if ACTION_THROTTLE <= e.action <= ACTION_BLOCK else <uint8_t>ACTION_BLOCK
+
+
+cdef inline void block_clear(Arena *a, BlockEntry *e) noexcept nogil:
+    """Whoever dies in here leaves a count too high, never one too low: that costs time, not an entry."""
+    or_store64(&e.key, 0)
+    or_add64(block_count(a, e.kind), <uint64_t>-1)
+
+
+cdef inline int block_put(Arena *a, uint64_t key, uint8_t kind, int64_t expires_us, uint8_t action, uint16_t reason,
                           int64_t now_us) noexcept nogil:
     """Add or renew (control plane only: one writer). 0, or -1 where all places are taken by
-    entries that have not expired."""
+    entries that have not expired. A key never has two entries: all its places are gone through first."""
     cdef uint64_t mask = a.n_blocklist - 1
     cdef uint64_t at = (key >> 32) & mask   # the lowest bit of a key is always set
     cdef int i
@@ -417,22 +496,25 @@ cdef inline int block_put(Arena *a, uint64_t key, int64_t expires_us, uint8_t ac
     cdef BlockEntry *free_ = NULL
     for i in range(BLOCK_PROBES):
         e = &a.blocklist[(at + i) & mask]
-        if e.key == key:
+        if e.key == key and e.kind == kind:
             e.action = action
             e.reason = reason
+            if e.expires_us <= now_us:
+                e.hits = 0
             e.expires_us = expires_us
             return 0
         if free_ == NULL and (e.key == 0 or e.expires_us <= now_us):
             free_ = e
     if free_ == NULL:
         return -1
-    if free_.key == 0:
-        or_add64(&a.head.blocked_keys, 1)
-    or_store64(&free_.key, 0)
+    if free_.key:
+        block_clear(a, free_)
     free_.expires_us = expires_us
+    free_.kind = kind
     free_.action = action
     free_.reason = reason
     free_.hits = 0
+    or_add64(block_count(a, kind), 1)
     or_store64(&free_.key, key)
     return 0
 
@@ -441,57 +523,19 @@ cdef inline bint block_drop(Arena *a, uint64_t key) noexcept nogil:
     cdef uint64_t mask = a.n_blocklist - 1
     cdef uint64_t at = (key >> 32) & mask   # the lowest bit of a key is always set
     cdef int i
+    cdef bint dropped = False
     for i in range(BLOCK_PROBES):
         if a.blocklist[(at + i) & mask].key == key:
-            or_store64(&a.blocklist[(at + i) & mask].key, 0)
-            or_add64(&a.head.blocked_keys, <uint64_t>-1)
-            return True
-    return False
+            block_clear(a, &a.blocklist[(at + i) & mask])
+            dropped = True
+    return dropped
 
 
-# -- events: a bounded queue of many writers and one reader (Vyukov) -----------------------------
-
-cdef inline void events_init(Arena *a) noexcept nogil:
-    cdef uint64_t i
-    for i in range(a.n_events):
-        a.events[i].sequence = i
-    a.head.event_head = 0
-    a.head.event_tail = 0
-
-
-cdef inline Event *event_claim(Arena *a, uint64_t *position) noexcept nogil:
-    """A slot to fill, or NULL when the ring is full (the caller counts that and goes on)."""
-    cdef uint64_t pos = or_load64(&a.head.event_head)
-    cdef uint64_t seq
-    cdef Event *e
-    cdef int _tries
-    for _tries in range(64):
-        e = &a.events[pos & (a.n_events - 1)]
-        seq = or_load64(&e.sequence)
-        if seq == pos:
-            if or_cas64(&a.head.event_head, pos, pos + 1):
-                position[0] = pos
-                return e
-        elif <int64_t>(seq - pos) < 0:
-            return NULL
-        pos = or_load64(&a.head.event_head)
-    return NULL
-
-
-cdef inline bint event_publish(Event *e, uint64_t position) noexcept nogil:
-    """False where the reader has given the slot up meanwhile (this writer slept for long)."""
-    return or_cas64(&e.sequence, position, position + 1)
-
-
-cdef inline Event *event_peek(Arena *a) noexcept nogil:
-    """The oldest event, or NULL where there is none or it is still being written."""
-    cdef uint64_t pos = a.head.event_tail
-    cdef Event *e = &a.events[pos & (a.n_events - 1)]
-    return e if or_load64(&e.sequence) == pos + 1 else NULL
-
-
-cdef inline void event_release(Arena *a) noexcept nogil:
-    """Free the slot that event_peek returned (or one given up: its writer died)."""
-    cdef uint64_t pos = a.head.event_tail
-    or_store64(&a.events[pos & (a.n_events - 1)].sequence, pos + a.n_events)
-    or_store64(&a.head.event_tail, pos + 1)
+cdef inline uint32_t block_sweep(Arena *a, int64_t now_us) noexcept nogil:
+    """Drop what has expired (control plane only), so that an empty list costs nothing again. Returns how many."""
+    cdef uint32_t i, n = 0
+    for i in range(a.n_blocklist):
+        if a.blocklist[i].key and a.blocklist[i].expires_us <= now_us:
+            block_clear(a, &a.blocklist[i])
+            n += 1
+    return n

@@ -6,12 +6,18 @@ from native.arena cimport Arena
 from native.base cimport Decision
 
 
+cdef struct RingReader:
+    # the one reader of a ring: what it waits for, and since when
+    uint64_t stuck_at
+    double stuck_since
+    uint64_t given_up
+
+
 cdef class ArenaFile:
     cdef Arena arena
     cdef readonly str path
-    cdef uint64_t stuck_at
-    cdef double stuck_since
-    cdef readonly uint64_t events_given_up
+    cdef RingReader events
+    cdef RingReader escalations
 
 
 cdef bytes as_bytes(object value)

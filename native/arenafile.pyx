@@ -3,7 +3,7 @@ records."""
 import os
 import secrets
 
-from libc.math cimport isnan
+from libc.math cimport isfinite, isnan
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
@@ -13,6 +13,7 @@ from native.clients cimport *
 from native.identity cimport address_key
 from native.policy cimport *
 from native.reasons cimport or_reason_name
+from native.ring cimport *
 from native.shedding cimport *
 from native.text cimport text_name_hash
 
@@ -20,6 +21,8 @@ from native.text cimport text_name_hash
 ACTIONS = ("allow", "tag", "throttle", "challenge", "block")
 MODES = ("observe", "enforce")
 STAGES_NAMES = ("blocklist", "client", "behaviour", "text", "xgboost", "random_forest")
+WHYS = ("", "uncertain", "novel", "sampled")
+BLOCK_KINDS = ("client", "payload")
 BODY_STATES = ("none", "whole", "part")
 HISTOGRAM_BOUNDS_US = tuple(or_bounds_ns[i] / 1000.0 for i in range(HISTOGRAM_BUCKETS - 1))
 # of a route's decisions: finer, and with all of the bounds above among them
@@ -36,9 +39,21 @@ COUNTER_NAMES = {
     "locks_stolen": COUNT_LOCKS_STOLEN, "held": COUNT_HELD, "stages_shed": COUNT_SHED,
     "texts_in_part": COUNT_TEXT_PART, "unjudged_open": COUNT_UNJUDGED_OPEN,
     "unjudged_closed": COUNT_UNJUDGED_CLOSED, "proxies_attached": COUNT_ATTACHED,
+    "escalated": COUNT_ESCALATED, "escalations_limited": COUNT_ESCALATIONS_LIMITED,
+    "escalations_dropped": COUNT_ESCALATIONS_DROPPED,
 }
+# one name per column of entry_features() in windows.pxd, in its order
+BEHAVIOUR_FEATURE_NAMES = (
+    "requests_1s", "requests_10s", "requests_60s", "requests_600s", "requests_3600s",
+    "burst_10s_in_60s", "burst_60s_in_600s", "rate_against_own_history", "rate_against_route",
+    "gap_mean", "gap_deviation", "missing_share_60s", "missing_share_600s", "denied_share", "error_share",
+    "logins", "login_failures", "login_failure_share", "login_share", "write_share",
+    "paths", "path_share", "objects", "object_share", "object_steps", "identities", "agents", "agent_changes",
+    "payload_size", "payload_against_route", "response_time", "age")
+ESCALATE_TEXT_MAX = 4096
 CLIENT_ENTRY_BYTES = sizeof(ClientEntry) + sizeof(Bucket) // BUCKET_WAYS
-LIMITS = {"clients": CLIENTS_LIMIT, "events": EVENTS_LIMIT, "blocklist": BLOCKLIST_LIMIT, "routes": ROUTES_MAX - 1,
+LIMITS = {"clients": CLIENTS_LIMIT, "events": EVENTS_LIMIT, "escalations": ESCALATIONS_LIMIT,
+          "blocklist": BLOCKLIST_LIMIT, "routes": ROUTES_MAX - 1,
           "ranges": RANGES_MAX, "principals": PRINCIPALS_MAX, "path": ROUTE_PATH_MAX, "answer": 1024}
 
 
@@ -70,10 +85,10 @@ cdef class ArenaFile:
 
     @staticmethod
     def create(path, clients=65536, events=4096, blocklist=65536, counter_slots=16, key=None, reserve=False,
-               mode=0o600, gid=None):
+               mode=0o600, gid=None, escalations=256):
         """Make a new arena file (replacing whatever stands at the path in one step) and map it.
 
-        clients, events and blocklist are rounded up to powers of two. key: 16 bytes for the keyed
+        clients, events, escalations and blocklist are rounded up to powers of two. key: 16 bytes for the keyed
         hashes of addresses and principals, random where None. reserve: take all of the memory now, so that a
         tmpfs that fills up later can't kill whoever touches a page for the first time. mode, gid: of the file; group
         None leaves that of the process. Raises ArenaError, and OSError where the group can't be given."""
@@ -81,6 +96,7 @@ cdef class ArenaFile:
         cdef uint64_t total
         cdef bytes k = secrets.token_bytes(16) if key is None else bytes(key)
         for name, value, most in (("clients", clients, CLIENTS_LIMIT), ("events", events, EVENTS_LIMIT),
+                                  ("escalations", escalations, ESCALATIONS_LIMIT),
                                   ("blocklist", blocklist, BLOCKLIST_LIMIT),
                                   ("counter_slots", counter_slots, COUNTER_SLOTS_LIMIT)):
             if not 1 <= value <= most:
@@ -91,6 +107,7 @@ cdef class ArenaFile:
         header.buckets = next_power(max(clients // BUCKET_WAYS, 1))
         header.clients = header.buckets * BUCKET_WAYS
         header.events = next_power(max(events, 2))
+        header.escalations = next_power(max(escalations, 2))
         header.blocklist = next_power(max(blocklist, BLOCK_PROBES))
         header.counter_slots = counter_slots
         memcpy(header.key, <const char *>k, 16)
@@ -126,7 +143,8 @@ cdef class ArenaFile:
                 os.fchown(fd, -1, gid)
             os.fchmod(fd, mode)                   # whatever the umask says
             self = ArenaFile._map(fresh, path)
-            events_init(&(<ArenaFile>self).arena)
+            ring_init(&(<ArenaFile>self).arena.events)
+            ring_init(&(<ArenaFile>self).arena.escalations)
             os.rename(fresh, path)
         except BaseException:
             os.unlink(fresh)
@@ -161,9 +179,10 @@ cdef class ArenaFile:
 
     @property
     def shape(self):
-        """What it was created with: clients, events, blocklist, counter_slots."""
+        """What it was created with: clients, events, escalations, blocklist, counter_slots."""
         cdef ArenaHeader *h = self.arena.head
-        return {"clients": h.clients, "events": h.events, "blocklist": h.blocklist, "counter_slots": h.counter_slots}
+        return {"clients": h.clients, "events": h.events, "escalations": h.escalations, "blocklist": h.blocklist,
+                "counter_slots": h.counter_slots}
 
     @property
     def policy_generation(self):
@@ -199,6 +218,9 @@ cdef class ArenaFile:
         p.retry_after_s = spec["retry_after_s"]
         p.hold_us = spec["hold_us"]
         p.allow_sample = spec["allow_sample"]
+        p.escalate_client_ms = spec["escalate_client_ms"]
+        p.escalate_all_us = spec["escalate_all_us"]
+        p.escalate_text = spec["escalate_text"]
         p.address_header_n = <uint8_t>put(p.address_header, NAME_MAX, spec["address_header"], "client.address_header")
         p.block_type_n = put(p.block_type, 64, spec["block_type"], "answers.block.content_type")
         p.block_body_n = put(p.block_body, 1024, spec["block_body"], "answers.block.body")
@@ -240,6 +262,10 @@ cdef class ArenaFile:
             p.route[i].budget_us = route["budget_us"]
             for j in range(5):
                 p.route[i].threshold[j] = route["threshold"][j]
+            p.route[i].escalate_from, p.route[i].escalate_to = route["escalate_from"], route["escalate_to"]
+            p.route[i].escalate_novel = route["escalate_novel"]
+            p.route[i].escalate_sample = route["escalate_sample"]
+            p.route[i].payload_floor = route["payload_floor"]
             p.route[i].path_n = put(p.route[i].path, ROUTE_PATH_MAX, route["path"], "routes.path")
             p.route[i].name_n = <uint8_t>put(p.route[i].name, NAME_MAX, route["name"], "routes.name")
         p.n_routes = len(spec["routes"])
@@ -274,15 +300,48 @@ cdef class ArenaFile:
         """The key under which a client's address (or any other name) is known here."""
         return key_of_client(&self.arena, client)
 
-    def block(self, uint64_t key, double seconds, action="block", reason=0):
-        """Refuse the client with this key for so long. reason: a code of native/reasons.pxd, 0 for the plain one.
-        Raises ArenaError when there is no room."""
+    def block(self, uint64_t key, double seconds, action="block", reason=0, kind="client"):
+        """Refuse the client, or with kind "payload" the text, with this key for so long; a key that is there already
+        gets the new action and time. action: block, challenge or throttle. reason: a code of native/reasons.pxd, 0
+        for the plain one. Raises ArenaError when there is no room, ValueError for what can't be."""
         cdef int64_t now = or_unix_us()
-        if block_put(&self.arena, key, now + <int64_t>(seconds * 1e6), ACTIONS.index(action), reason, now) != 0:
+        if action not in ACTIONS[ACTION_THROTTLE:]:
+            raise ValueError(f"action {action!r}: a blocklist refuses, by {', '.join(ACTIONS[ACTION_THROTTLE:])}")
+        if kind not in BLOCK_KINDS:
+            raise ValueError(f"kind {kind!r}: one of {', '.join(BLOCK_KINDS)}")
+        if key == 0 or not 0 < seconds <= 1e9:
+            raise ValueError(f"key {key} for {seconds} s: a key isn't 0, and the time more than 0 and at most 1e9")
+        if block_put(&self.arena, key, BLOCK_KINDS.index(kind), now + <int64_t>(seconds * 1e6), ACTIONS.index(action),
+                     reason, now) != 0:
             raise ArenaError("the blocklist is full around this key (raise arena.blocklist)")
 
     def unblock(self, uint64_t key):
+        """True where the key was on the list, of whatever kind."""
         return block_drop(&self.arena, key)
+
+    def blocked(self):
+        """What is on the blocklist and hasn't expired, a list of dicts: key, kind, action, reason (code; 0 the plain
+        one), remaining_s, hits. Walks the list."""
+        cdef const BlockEntry *e
+        cdef int64_t now = or_unix_us()
+        cdef uint64_t key
+        cdef uint32_t i
+        out = []
+        for i in range(self.arena.n_blocklist):
+            e = &self.arena.blocklist[i]
+            key = or_load64(&e.key)
+            if key and e.expires_us > now:
+                out.append({"key": key, "kind": BLOCK_KINDS[min(e.kind, BLOCK_PAYLOAD)],
+                            "action": ACTIONS[block_action(e)], "reason": e.reason,
+                            "remaining_s": (e.expires_us - now) / 1e6, "hits": e.hits})
+        return out
+
+    def sweep_blocked(self):
+        """Drop what has expired, so that an empty list costs the requests nothing again. Returns how many."""
+        cdef uint32_t n
+        with nogil:
+            n = block_sweep(&self.arena, or_unix_us())
+        return n
 
     # -- what happened -------------------------------------------------------------------------
 
@@ -411,31 +470,74 @@ cdef class ArenaFile:
                                           key_of_client(&self.arena, client), &slot)
         return 0 if e == NULL else e.requests
 
+    @property
+    def events_given_up(self):
+        """Events lost because whoever wrote them ended before they were whole."""
+        return self.events.given_up
+
+    @property
+    def escalations_given_up(self):
+        """Escalations lost likewise."""
+        return self.escalations.given_up
+
     def drain(self, int most=1024):
         """Up to `most` events out of the ring, oldest first, as decision records (dicts)."""
-        cdef Event *e
-        cdef uint64_t tail
+        cdef void *slot
         out = []
         while len(out) < most:
-            e = event_peek(&self.arena)
-            if e == NULL:
-                tail = self.arena.head.event_tail
-                if or_load64(&self.arena.head.event_head) == tail:
-                    break
-                # claimed and never written: its writer died. Give it 200 ms, then go past it
-                now = or_now_ns() / 1e9
-                if self.stuck_at != tail + 1:
-                    self.stuck_at = tail + 1
-                    self.stuck_since = now
-                    break
-                if now - self.stuck_since < 0.2:
-                    break
-                self.events_given_up += 1
-                event_release(&self.arena)
-                continue
-            out.append(record_of_event(e))
-            event_release(&self.arena)
+            slot = next_slot(&self.arena.events, &self.events)
+            if slot == NULL:
+                break
+            out.append(record_of_event(<Event *>slot))
+            ring_release(&self.arena.events)
         return out
+
+    def drain_escalations(self, int most=64):
+        """Up to `most` requests for the judge, oldest first. A list of dicts:
+
+        id, ts (unix s), why (uncertain, novel, sampled), client (address as text, or None), client_key,
+        principal_key, payload_key (0: none; the text is then none that a blocklist may name), method, path, query
+        (as sent, at most 1 KiB together), authority, user_agent, route, place, threat, body_type, action, enforced,
+        score, score_text, score_behaviour, unusual (None: not known), reasons (names), behaviour (features by name,
+        empty where not known), text (bytes: the worst value, at most escalation.text of it, around the worst window),
+        text_as_sent (False: unescaped or decoded), text_cut, secret (True: left out because of its place), excerpt
+        (the worst window as the models read it). All of it is the client's choice but keys, scores and names."""
+        cdef void *slot
+        cdef Policy *policy = &self.arena.policy[or_load64(&self.arena.head.policy_generation) & 1]
+        cdef uint32_t keep = min(policy.escalate_text, <uint32_t>ESCALATE_TEXT_MAX)
+        cdef uint32_t rounds = min(policy.text.decode_rounds, <uint32_t>8)
+        out = []
+        while len(out) < most:
+            slot = next_slot(&self.arena.escalations, &self.escalations)
+            if slot == NULL:
+                break
+            out.append(escalation_of(<Escalation *>slot, keep, rounds))
+            ring_release(&self.arena.escalations)
+        return out
+
+
+cdef void *next_slot(Ring *ring, RingReader *reader):
+    """The oldest slot that is whole, or NULL where there is none yet."""
+    cdef void *slot
+    cdef uint64_t tail
+    cdef double now
+    while True:
+        slot = ring_peek(ring)
+        if slot != NULL:
+            return slot
+        tail = ring.tail[0]
+        if or_load64(ring.head) == tail:
+            return NULL
+        # claimed and never written: its writer died. Give it 200 ms, then go past it
+        now = or_now_ns() / 1e9
+        if reader.stuck_at != tail + 1:
+            reader.stuck_at = tail + 1
+            reader.stuck_since = now
+            return NULL
+        if now - reader.stuck_since < 0.2:
+            return NULL
+        reader.given_up += 1
+        ring_release(ring)
 
 
 cdef int coarse_bucket(int fine):
@@ -570,6 +672,11 @@ cdef object number_of(float x):
     return None if isnan(x) else round(x, 6)
 
 
+cdef double share_of(float x):
+    """A score out of memory that others can write."""
+    return round(min(max(x, 0.0), 1.0), 6) if isfinite(x) else 0.0
+
+
 cdef dict record_of_decision(const Decision *given):
     # a copy with its lengths bound: events lie in memory that others can write
     cdef Decision bound = given[0]
@@ -616,3 +723,33 @@ cdef dict record_of_event(const Event *e):
     record["authority"] = text_of(e.authority, min(e.authority_n, 64))
     record["user_agent"] = text_of(e.agent, min(e.agent_n, 128))
     return record
+
+
+cdef dict escalation_of(const Escalation *e, uint32_t keep, uint32_t rounds):
+    # lengths are read once and bound: the slot lies in memory that others can write
+    from native.text import cut_around
+    cdef uint32_t text_n = min(e.text_n, CHUNK_BYTES), target_n = min(e.target_n, TARGET_MAX), i
+    cdef uint32_t path_n = min(<uint32_t>e.path_n, target_n)
+    record = record_of_event(&e.event)
+    text = e.text[:text_n]
+    excerpt = e.event.decision.excerpt[:min(e.event.decision.excerpt_n, EXCERPT_MAX)]
+    part, found = cut_around(text, excerpt, keep, rounds)
+    return {
+        "id": record["id"], "ts": record["ts"], "why": WHYS[e.why] if 0 < e.why < len(WHYS) else WHYS[1],
+        "client": record["client"], "client_key": e.event.decision.client_key,
+        "principal_key": e.event.decision.principal_key, "payload_key": e.payload_key,
+        "method": record["method"], "path": text_of(e.target, path_n),
+        "query": text_of(e.target + path_n + 1, target_n - path_n - 1) if target_n > path_n else "",
+        "authority": record["authority"], "user_agent": record["user_agent"], "route": str(record["route"]),
+        "place": record["place"], "threat": or_reason_name(e.event.decision.threat).decode(),
+        "body_type": text_of(e.type, min(e.type_n, BODY_TYPE_MAX)),
+        "action": record["action"], "enforced": record["enforced"], "score": share_of(e.event.decision.score),
+        "score_text": share_of(e.event.decision.score_text),
+        "score_behaviour": share_of(e.event.decision.score_behaviour),
+        "unusual": share_of(e.unusual) if e.unusual == e.unusual else None,
+        "reasons": [reason["name"] for reason in record["reasons"]],
+        "behaviour": {name: e.behaviour[i] for i, name in enumerate(BEHAVIOUR_FEATURE_NAMES)
+                      if isfinite(e.behaviour[i])} if e.has_behaviour else {},
+        "text": part, "text_as_sent": bool(e.as_sent) and found, "text_cut": len(part) < text_n,
+        "secret": bool(e.secret), "excerpt": record["excerpt"],
+    }

@@ -117,12 +117,19 @@ cdef enum:                       # Stage
     STAGES = 6
 
 
+cdef enum:                       # Escalated: why the judge is asked
+    ESCALATED_NOT = 0
+    ESCALATED_UNCERTAIN = 1      # the score lies between harmless and refused
+    ESCALATED_NOVEL = 2          # a behaviour unlike all others
+    ESCALATED_SAMPLED = 3
+
+
 cdef struct Decision:
     uint64_t id                  # unique in the arena's life
     uint8_t action               # what the scores and the policy say
     uint8_t enforced             # what is carried out (ACTION_ALLOW or ACTION_TAG in observe mode)
     uint8_t mode
-    uint8_t escalate
+    uint8_t escalate             # Escalated
     uint8_t threat               # Threat of the worst value (native/text.pxd), 0 where none
     uint8_t n_reasons
     uint8_t body_state

@@ -116,8 +116,9 @@ cdef struct ClientEntry:
     float held_value
     int64_t held_until_us
     uint16_t held_reason
-    uint16_t spare[3]
-    Party party[8]               # of a principal; halved as the sketches turn
+    uint16_t spare
+    uint32_t escalated_ms        # when it has all of its escalations left (native/escalate.pxd)
+    Party party[8]               # of a principal; halved as the sketches turn. Whole cache lines so far: keep it so
 
 
 cdef struct Bucket:

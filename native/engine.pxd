@@ -11,6 +11,7 @@ from native.arena cimport *
 from native.base cimport *
 from native.budget cimport *
 from native.clients cimport *
+from native.escalate cimport payload_key
 from native.identity cimport address_key, principal_of
 from native.models cimport ModelSet, models_behaviour_score, models_text_score, tree_predict, tree_predict_text
 from native.policy cimport *
@@ -227,11 +228,6 @@ cdef inline bint look_at_client(Worker *w, const Request *r, const Shape *shape,
     return True
 
 
-cdef inline uint64_t *key_place(const Arena *arena, uint32_t slot) noexcept nogil:
-    """Where the key of this entry (index + 1) stands."""
-    return &arena.buckets[(slot - 1) // BUCKET_WAYS].key[(slot - 1) % BUCKET_WAYS]
-
-
 cdef inline ClientEntry *take_client(Worker *w, uint64_t key, int64_t t, uint32_t *slot, uint32_t *mine) noexcept nogil:
     cdef int how
     cdef ClientEntry *e = client_take(w.arena.buckets, w.arena.entries, w.arena.n_buckets, key, t,
@@ -274,7 +270,7 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     cdef Finding f, claim
     cdef float unusual = 0, xgboost = NAN, forest = NAN
     cdef int at, action
-    cdef bint allow_listed = False, has_row, is_held, is_cut = False, hurried
+    cdef bint allow_listed = False, is_held, is_cut = False, hurried, is_judged = False
 
     memset(d, 0, sizeof(Decision))
     memset(&f, 0, sizeof(f))
@@ -283,6 +279,8 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     d.id = or_add64(&w.arena.head.next_id, 1)
     d.time_us = r.time_us
     d.body_state = r.body_state
+    w.has_behaviour = w.secret = 0
+    w.unusual = NAN
     w.without_policy = not worker_refresh(w)
     if w.without_policy:
         finish(w, r, d, start, 0)                 # no policy yet: allowed, and counted
@@ -313,11 +311,11 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
             d.score = 1
             add_reason(d, REASON_BLOCKED_RANGE, 0)
     if not allow_listed and d.action == 0 and or_load64(&w.arena.head.blocked_keys):
-        block = block_find(w.arena, r.client_key, r.time_us) if r.client_key else NULL
+        block = block_hit(w.arena, r.client_key, BLOCK_CLIENT, r.time_us) if r.client_key else NULL
         if block == NULL and r.principal_key:
-            block = block_find(w.arena, r.principal_key, r.time_us)
+            block = block_hit(w.arena, r.principal_key, BLOCK_CLIENT, r.time_us)
         if block != NULL:
-            d.action = block.action if block.action <= ACTION_BLOCK else ACTION_BLOCK
+            d.action = block_action(block)
             d.score = 1
             add_reason(d, block.reason if block.reason else
                        REASON_BLOCKED_ADDRESS if block.key == r.client_key else REASON_BLOCKED_PRINCIPAL,
@@ -364,7 +362,6 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
                 shed = 0
             d.shed = shed & todo | (1 << STAGE_TEXT if shed & SHED_SHORT else 0)
         skip = todo & shed | plan_skips(w, todo & ~shed, now, deadline, bytes)
-    has_row = False
     is_held = by_address != NULL and held(by_address, &w.policy, r.time_us, &f)
     if (by_principal != NULL and held(by_principal, &w.policy, r.time_us, &claim)
             and took_part(&w.policy, by_address, by_principal, r.client_key, claim.kind, r.time_us)):
@@ -373,15 +370,15 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     if is_held:
         count(w, COUNT_HELD, 1)
     if not skip & (1 << STAGE_BEHAVIOUR):
-        has_row = look_at_client(w, r, &shape, by_address, by_principal, d, &f)
+        w.has_behaviour = look_at_client(w, r, &shape, by_address, by_principal, d, &f)
     if by_address != NULL:
         entry_unlock(by_address, lock_address)
     if by_principal != NULL:
         entry_unlock(by_principal, lock_principal)
     if not skip & (1 << STAGE_BEHAVIOUR):
-        if has_row and models != NULL and w.policy.detector[DETECT_UNUSUAL].enabled:
+        if w.has_behaviour and models != NULL and w.policy.detector[DETECT_UNUSUAL].enabled:
             d.raw_isolation = tree_predict(&models.isolation, w.behaviour, &w.trees)
-            unusual = models_behaviour_score(models, d.raw_isolation)
+            w.unusual = unusual = models_behaviour_score(models, d.raw_isolation)
         now = stage_done(w, d, STAGE_BEHAVIOUR, now)
 
     # 5. language side: the worst value, first by the linear kernel, then by the trees
@@ -422,7 +419,8 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
         d.threat = w.found.threat
         d.place_n = w.found.place_n
         memcpy(d.place, w.found.place, PLACE_MAX)
-        if not secret_place(w.found.place, w.found.place_n):
+        w.secret = secret_place(w.found.place, w.found.place_n)
+        if not w.secret:
             d.excerpt_n = w.found.excerpt_n
             memcpy(d.excerpt, w.found.excerpt, EXCERPT_MAX)
         if w.found.login_key and by_address != NULL:
@@ -461,6 +459,18 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     if unusual > d.score_behaviour:
         d.score_behaviour = unusual
     d.score = d.score_text if d.score_text >= d.score_behaviour else d.score_behaviour
+    # a text that a judge has found out: only one that looks like something, so that nobody can have what everybody
+    # sends put on the list
+    if (not allow_listed and or_load64(&w.arena.head.blocked_payloads) and d.score_text >= route.payload_floor
+            and d.raw_linear == d.raw_linear):
+        block = block_hit(w.arena, payload_key(&w.text.worst, w.arena.key), BLOCK_PAYLOAD, r.time_us)
+        if block != NULL:
+            is_judged = True
+            d.score = 1
+            if block_action(block) > d.action:
+                d.action = block_action(block)
+            add_reason(d, block.reason if block.reason else REASON_BLOCKED_PAYLOAD,
+                       <float>(block.expires_us - r.time_us) * 1e-6)
     if allow_listed and d.action > ACTION_TAG:
         d.action = ACTION_TAG
         add_reason(d, REASON_ALLOW_LISTED, 0)
@@ -472,7 +482,11 @@ cdef inline void worker_decide(Worker *w, Request *r, Decision *d) noexcept nogi
     if r.headers_dropped:
         count(w, COUNT_HEADERS_DROPPED, 1)
     # neither clearly one thing nor the other: for the judge
-    d.escalate = 1 if d.action == ACTION_TAG else 0
+    if not allow_listed and not is_judged:
+        d.escalate = <uint8_t>to_escalate(w, route, d)
+        if d.escalate and not may_escalate(w, d):
+            d.escalate = ESCALATED_NOT
+            count(w, COUNT_ESCALATIONS_LIMITED, 1)
     finish(w, r, d, start, now)
 
 

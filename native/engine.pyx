@@ -27,23 +27,14 @@ from native.windows cimport *
 import numpy as np
 
 from native.arenafile import (
-    ACTIONS, BODY_STATES, CLIENT_ENTRY_BYTES, COUNTER_NAMES, HISTOGRAM_BOUNDS_US, LATENCY_BOUNDS_US, LIMITS, MODES,
-    STAGES_NAMES, ArenaError)
+    ACTIONS, BEHAVIOUR_FEATURE_NAMES, BODY_STATES, CLIENT_ENTRY_BYTES, COUNTER_NAMES, HISTOGRAM_BOUNDS_US,
+    LATENCY_BOUNDS_US, LIMITS, MODES, STAGES_NAMES, ArenaError)
 
 __all__ = [
     "ACTIONS", "BEHAVIOUR_FEATURE_NAMES", "BODY_STATES", "CLIENT_ENTRY_BYTES", "COUNTER_NAMES", "HISTOGRAM_BOUNDS_US",
     "LATENCY_BOUNDS_US", "LIMITS", "MODES", "STAGES_NAMES", "ArenaError", "Engine", "ModelError", "Models", "Verdict"]
 
 ABSOLUTE_URL = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
-
-# one name per column of entry_features() in windows.pxd, in its order
-BEHAVIOUR_FEATURE_NAMES = (
-    "requests_1s", "requests_10s", "requests_60s", "requests_600s", "requests_3600s",
-    "burst_10s_in_60s", "burst_60s_in_600s", "rate_against_own_history", "rate_against_route",
-    "gap_mean", "gap_deviation", "missing_share_60s", "missing_share_600s", "denied_share", "error_share",
-    "logins", "login_failures", "login_failure_share", "login_share", "write_share",
-    "paths", "path_share", "objects", "object_share", "object_steps", "identities", "agents", "agent_changes",
-    "payload_size", "payload_against_route", "response_time", "age")
 
 
 class ModelError(Exception):

@@ -266,17 +266,30 @@ cdef inline bint is_number(const uint8_t *p, uint32_t n) noexcept nogil:
     return True
 
 
+cdef inline void keep_raw(TextScratch *s, const uint8_t *p, uint32_t n) noexcept nogil:
+    """The worst window so far lies in these n bytes, at most CHUNK_BYTES. They stay where they are as long as the
+    request does, but for those in the pool."""
+    if s.pool <= p < s.pool + POOL_BYTES and not s.in_header:
+        memcpy(s.kept, p, n)
+        p = s.kept
+    s.worst.raw = p
+
+
 cdef inline void score_value(TextScratch *s, const uint8_t *p, uint32_t n, uint8_t kind,
                              bint plus) noexcept nogil:
     """Score one value, piece by piece where it is long."""
     cdef uint32_t k
+    cdef float before
     if n == 0 or is_number(p, n) or spent(s):
         return
     s.n_values += 1
     while True:
         # in short time a shorter piece: it is decoded whole before its first window is scored
         k = within(s, n if n < CHUNK_BYTES else <uint32_t>CHUNK_BYTES, 16, 2 * CHUNK_OVERLAP)
+        before = s.worst.linear
         score_piece(s, p, k, kind, plus)
+        if s.worst.linear > before:
+            keep_raw(s, p, k)
         if k == n or s.overrun or s.n_windows >= s.policy.windows_max:
             if k != n:
                 s.cut = 1

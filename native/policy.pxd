@@ -68,6 +68,11 @@ cdef struct RoutePolicy:
     uint32_t body_limit
     uint32_t budget_us           # 0: none
     float threshold[5]           # by Action; a value above 1 means never
+    float escalate_from          # scores in [from, to) are uncertain: for the judge
+    float escalate_to
+    float escalate_novel         # and a behaviour as unusual as this
+    float escalate_sample        # and this share of all requests, 0..1
+    float payload_floor          # score of a text below which it has no payload key
     char path[128]
     char name[64]
 
@@ -108,6 +113,9 @@ cdef struct Policy:
     int64_t hold_us              # how long a detection keeps refusing the client
     uint32_t shed_hold_ms        # before the first trial to take a shed stage back
     float allow_sample           # share of allowed decisions that become events, 0..1
+    uint32_t escalate_client_ms  # least time between a client's escalations once its burst is spent
+    uint32_t escalate_all_us     # and between all of the service's
+    uint32_t escalate_text       # bytes of text that are shown to a judge
     char address_header[64]
     char block_type[64]          # content type of a refusal, and its bodies
     char block_body[1024]

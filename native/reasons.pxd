@@ -31,6 +31,7 @@ cdef enum Reason:
     REASON_BLOCKED_PRINCIPAL = 49
     REASON_BLOCKED_RANGE = 50
     REASON_ALLOW_LISTED = 51
+    REASON_BLOCKED_PAYLOAD = 52
     # circumstances
     REASON_EXEMPT_ROUTE = 56
     REASON_BODY_PART = 57            # decided on the first part of the body
@@ -46,6 +47,7 @@ cdef extern from *:
         [32] = "brute_force", "credential_stuffing", "object_enumeration", "scanning",
         "request_flood", "unusual_behaviour", "repeated_attacks",
         [48] = "blocked_address", "blocked_principal", "blocked_range", "allow_listed",
+        "blocked_payload",
         [56] = "exempt_route", "body_part", "text_cut"};
     static inline const char *or_reason_name(unsigned c) {
         return c < 59 && or_reason_names[c] ? or_reason_names[c] : "unknown"; }

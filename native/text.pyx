@@ -43,6 +43,8 @@ FEATURE_NAMES = [
     "scheme_words", "prose_words", "tokens", "rounds", "variant", "kind",
 ]
 KIND_NAMES = ["path", "query", "key", "form", "json", "xml", "cookie", "header", "agent", "body", "file"]
+# other scripts are one character each in an excerpt, and the marks of a value's ends aren't in it
+SHOWN = bytes(c if c < 0x80 else 63 for c in range(256))
 VARIANT_NAMES = ["plain", "stripped", "base64"]
 
 cdef class Collector:
@@ -511,3 +513,41 @@ def buckets(bytes text) -> tuple:
         return ([s.trigram_hit[i] for i in range(s.n_trigrams)], [s.token_hit[i] for i in range(s.n_tokens)])
     finally:
         free(s)
+
+
+# ---------------------------------------------------------------- what of a text is shown
+
+def normal_forms(bytes text, int rounds, bint plus) -> list:
+    """What the kernel reads a text as, as excerpts spell it: folded, and without what interpreters ignore."""
+    for _ in range(rounds):
+        text, _changed, again = decode(text, plus)
+        plus = False
+        if not again:
+            break
+    folded = fold(text)
+    return [form.translate(SHOWN) for form in (folded, strip(folded))]
+
+
+def cut_around(bytes text, bytes window, int keep, int rounds=3) -> tuple:
+    """(at most `keep` bytes of text with the window in them, whether they stand so in the text).
+
+    window: as in a decision's excerpt. Where it can't be found in the text, it is looked for in what that holds in
+    base64; else the window itself is all that is shown: whatever it is padded or wrapped with, it is in sight."""
+    if len(text) <= keep:
+        return text, True
+    for source, as_sent in ((text, True), (unbase64(decode(text)[0]), False)):
+        if source is None:
+            continue
+        best = None
+        for plus in (False, True):
+            for start in range(0, max(len(source) - keep, 0) + keep // 4, max(keep // 4, 1)):
+                start = min(start, max(len(source) - keep, 0))
+                for form in normal_forms(source[start:start + keep], rounds, plus):
+                    at = form.find(window)
+                    if at >= 0:
+                        off = abs(2 * at + len(window) - len(form))      # twice how far it is from the middle
+                        if best is None or off < best[0]:
+                            best = off, start
+        if best is not None:
+            return source[best[1]:best[1] + keep], as_sent
+    return window[:keep], False

@@ -67,13 +67,14 @@ cdef struct TextPolicy:
 
 cdef struct TextWorst:
     # the worst window so far and what is needed to describe it
+    const uint8_t *raw           # raw_bytes of the value as sent, or unescaped out of a document (TextScratch.kept)
     float linear
     uint8_t kind
     uint8_t variant
     uint8_t rounds               # decodings that changed the value
     uint8_t spare
     uint32_t value_bytes         # of the decoded value
-    uint32_t raw_bytes           # of the value as sent
+    uint32_t raw_bytes           # of the piece of the value in which the window lies
     uint16_t place_n
     uint16_t text_n
     uint8_t place[96]
@@ -85,13 +86,13 @@ cdef struct TextMemo:
     uint32_t value_n             # 0: free
     uint32_t n_values
     uint32_t n_windows
-    uint32_t spare
+    uint32_t raw_at              # where in the value the worst piece began
     TextWorst worst
     uint8_t value[384]
 
 
 cdef struct TextScratch:
-    # Working memory of one thread, zero-initialised, about 185 KiB. Nothing in it outlives a
+    # Working memory of one thread, zero-initialised, about 195 KiB. Nothing in it outlives a
     # request but the remembered header values.
     const TextModel *model
     const TextPolicy *policy
@@ -107,6 +108,7 @@ cdef struct TextScratch:
     uint8_t nest
     uint8_t has_password
     uint8_t part                 # for lack of time a value was looked at in part
+    uint8_t in_header            # the header that is being walked is kept by its caller
     uint64_t login
     uint32_t place_n
     uint32_t collect             # 1: windows are kept for training (native/text.pyx), never in service
@@ -124,6 +126,7 @@ cdef struct TextScratch:
     uint8_t buf_a[8320]
     uint8_t buf_b[8320]
     uint8_t pool[131072]
+    uint8_t kept[8192]           # the worst piece, where it stood in the pool: that is used again
 
 
 cdef struct TextResult:

@@ -345,6 +345,7 @@ cdef inline void remembered(TextScratch *s, uint64_t name, const uint8_t *p, uin
         s.n_windows += m.n_windows
         if m.worst.linear > s.worst.linear:
             s.worst = m.worst
+            s.worst.raw = p + m.raw_at
         return
     values = s.n_values
     windows = s.n_windows
@@ -352,8 +353,15 @@ cdef inline void remembered(TextScratch *s, uint64_t name, const uint8_t *p, uin
     s.worst.linear = -1e30
     s.worst.text_n = 0
     s.worst.place_n = 0
+    s.in_header = 1
     header_value(s, p, n, shape)
+    s.in_header = 0
+    if not p <= s.worst.raw < p + n:
+        # out of a document in the header: then the header as a whole
+        s.worst.raw = p
+        s.worst.raw_bytes = n
     if not s.cut and not s.overrun:
+        m.raw_at = <uint32_t>(s.worst.raw - p)
         m.key = h
         m.value_n = n
         m.n_values = s.n_values - values

@@ -431,7 +431,7 @@ cdef inline float deviation(float x, float mean, float var) noexcept nogil:
 
 cdef inline void entry_features(const ClientEntry *e, const RouteStats *route, const Shape *s, int64_t t,
                                 float *x) noexcept nogil:
-    """x[BEHAVIOUR_FEATURES], in the order of native.engine.BEHAVIOUR_FEATURE_NAMES. Counts enter
+    """x[BEHAVIOUR_FEATURES], in the order of native.arenafile.BEHAVIOUR_FEATURE_NAMES. Counts enter
     as ln(1 + n): trees don't care, people reading plots do."""
     cdef float r1 = window_value(&e.window[0], 0, Q_REQUESTS, t)
     cdef float r10 = window_value(&e.window[1], 1, Q_REQUESTS, t)

@@ -1,16 +1,19 @@
 """What one thread needs to decide: a Worker; how it follows the policy and the models; and how it hands a decision
-on to the counters and the event ring.
+on to the counters, the event ring and the judge.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from native.arena cimport *
 from native.base cimport *
+from native.clients cimport BUCKET_WAYS
+from native.escalate cimport CLIENT_BURST_MS, SERVICE_BURST_US, payload_key, rate_take
 from native.identity cimport header_value
 from native.models cimport ModelSet, TreeScratch
 from native.policy cimport *
+from native.ring cimport ring_claim, ring_publish
 from native.shedding cimport shed_note
-from native.text cimport TextResult, TextScratch
+from native.text cimport CHUNK_BYTES, TextResult, TextScratch, TextWorst
 
 
 cdef enum:
@@ -47,6 +50,9 @@ cdef struct Worker:
     uint32_t aged                # bits of Stage: estimates halved since the stage last ran
     uint8_t without_policy       # the last decision was none: there was no policy to be had
     uint8_t anonymous            # look at the text alone: no principal is read from the headers
+    uint8_t has_behaviour        # the row is of this request
+    uint8_t secret               # its worst value's place names a secret
+    float unusual                # the Isolation Forest's score of the row, calibrated; NaN where it wasn't run
     float behaviour[32]          # the last row, for training and for people
     TreeScratch trees
     TextScratch text
@@ -124,39 +130,75 @@ cdef inline void worker_init(Worker *w, Arena *arena, ModelSlot *slot) noexcept 
         w.stage_ns[n] = 3000
 
 
+cdef inline uint32_t put_part(char *to, uint32_t room, Slice s) noexcept nogil:
+    """As much of s as there is room for; returns how much that is."""
+    cdef uint32_t n = s.n if s.n < room else room
+    if n:
+        memcpy(to, s.p, n)
+    return n
+
+
+cdef inline void fill_event(const Worker *w, const Request *r, const Decision *d, Event *e) noexcept nogil:
+    memcpy(&e.decision, d, sizeof(Decision))
+    e.has_address = r.has_address
+    memcpy(e.address, r.address, 16)
+    e.method_n = <uint8_t>put_part(e.method, 16, r.method)
+    e.path_n = <uint16_t>put_part(e.path, 256, r.path)
+    e.authority_n = <uint16_t>put_part(e.authority, 64, r.authority)
+    e.agent_n = <uint16_t>put_part(e.agent, 128, header_value(r, b"user-agent", 10))
+    e.route_n = w.policy.route[d.route].name_n
+    memcpy(e.route, w.policy.route[d.route].name, NAME_MAX)
+
+
 cdef inline void write_event(Worker *w, const Request *r, const Decision *d) noexcept nogil:
     cdef uint64_t position
-    cdef uint32_t n
-    cdef Slice agent
-    cdef Event *e = event_claim(w.arena, &position)
+    cdef Event *e = <Event *>ring_claim(&w.arena.events, &position)
     if e == NULL:
         count(w, COUNT_EVENTS_DROPPED, 1)
         return
-    memcpy(&e.decision, d, sizeof(Decision))
-    e.kind = 0
-    e.has_address = r.has_address
-    memcpy(e.address, r.address, 16)
-    n = r.method.n if r.method.n < 16 else 16
-    if n:
-        memcpy(e.method, r.method.p, n)
-    e.method_n = <uint8_t>n
-    n = r.path.n if r.path.n < 256 else 256
-    if n:
-        memcpy(e.path, r.path.p, n)
-    e.path_n = <uint16_t>n
-    n = r.authority.n if r.authority.n < 64 else 64
-    if n:
-        memcpy(e.authority, r.authority.p, n)
-    e.authority_n = <uint16_t>n
-    agent = header_value(r, b"user-agent", 10)
-    n = agent.n if agent.n < 128 else 128
-    if n:
-        memcpy(e.agent, agent.p, n)
-    e.agent_n = <uint16_t>n
-    e.route_n = w.policy.route[d.route].name_n
-    memcpy(e.route, w.policy.route[d.route].name, NAME_MAX)
-    event_publish(e, position)
+    fill_event(w, r, d, e)
+    ring_publish(e, position)
     count(w, COUNT_EVENTS, 1)
+
+
+cdef inline void write_escalation(Worker *w, const Request *r, const Decision *d) noexcept nogil:
+    """Hand the request and its worst value to the control plane, which cuts and redacts: no time for that here."""
+    cdef uint64_t position
+    cdef const TextWorst *worst = &w.text.worst
+    cdef Slice part
+    cdef Escalation *e = <Escalation *>ring_claim(&w.arena.escalations, &position)
+    if e == NULL:
+        count(w, COUNT_ESCALATIONS_DROPPED, 1)
+        return
+    fill_event(w, r, d, &e.event)
+    e.why = d.escalate
+    e.unusual = w.unusual
+    e.has_behaviour = w.has_behaviour
+    if w.has_behaviour:
+        memcpy(e.behaviour, w.behaviour, sizeof(w.behaviour))
+    e.type_n = <uint16_t>put_part(e.type, BODY_TYPE_MAX, header_value(r, b"content-type", 12))
+    e.path_n = <uint16_t>put_part(e.target, TARGET_MAX, r.path)
+    e.target_n = e.path_n
+    if r.query.n and e.path_n < TARGET_MAX:
+        e.target[e.path_n] = c'?'
+        e.target_n = <uint16_t>(e.path_n + 1 + put_part(e.target + e.path_n + 1, TARGET_MAX - 1 - e.path_n, r.query))
+    e.secret = 0
+    e.text_n = 0
+    e.payload_key = 0
+    # the scratch holds this request's text only where its kernel ran and found some
+    if d.raw_linear == d.raw_linear and worst.text_n:
+        e.secret = w.secret
+        if not w.secret:
+            e.as_sent = worst.raw != w.text.kept
+            part.p = <const char *>worst.raw
+            part.n = worst.raw_bytes
+            e.text_n = <uint16_t>put_part(e.text, CHUNK_BYTES, part)
+            # of a text that nobody would have asked about alone there is no key: others send it, too
+            if (d.score_text >= w.policy.route[d.route].payload_floor
+                    and d.score_text >= w.policy.route[d.route].escalate_from):
+                e.payload_key = payload_key(worst, w.arena.key)
+    ring_publish(e, position)
+    count(w, COUNT_ESCALATED, 1)
 
 
 cdef inline float next_random(Worker *w) noexcept nogil:
@@ -165,6 +207,40 @@ cdef inline float next_random(Worker *w) noexcept nogil:
     w.random ^= w.random << 25
     w.random ^= w.random >> 27
     return <float>((w.random * <uint64_t>2685821657736338717u) >> 40) / 16777216.0
+
+
+cdef inline uint64_t *key_place(const Arena *arena, uint32_t slot) noexcept nogil:
+    """Where the key of this entry (index + 1) stands."""
+    return &arena.buckets[(slot - 1) // BUCKET_WAYS].key[(slot - 1) % BUCKET_WAYS]
+
+
+cdef inline int to_escalate(Worker *w, const RoutePolicy *route, const Decision *d) noexcept nogil:
+    """Is the judge to be asked, and why? Not about what is refused anyway, nor about a secret's text that it isn't to
+    see."""
+    cdef float text = 0 if w.secret else d.score_text
+    if d.action < ACTION_BLOCK:
+        if w.unusual >= route.escalate_novel and not route.escalate_from <= text < route.escalate_to:
+            return ESCALATED_NOVEL
+        if text < d.score_behaviour:
+            text = d.score_behaviour
+        if route.escalate_from <= text < route.escalate_to:
+            return ESCALATED_UNCERTAIN
+    if route.escalate_sample > 0 and next_random(w) < route.escalate_sample:
+        return ESCALATED_SAMPLED
+    return ESCALATED_NOT
+
+
+cdef inline bint may_escalate(Worker *w, const Decision *d) noexcept nogil:
+    """Within the client's rate and the service's? The address counts where there is one: a principal is a claim, and
+    there are as many as somebody likes."""
+    cdef uint32_t slot = d.client_slot if d.client_slot else d.principal_slot
+    cdef uint64_t key = d.client_key if d.client_slot else d.principal_key
+    cdef uint64_t now_us = <uint64_t>d.time_us if d.time_us > 0 else 0
+    if (slot and or_load64(key_place(w.arena, slot)) == key
+            and not rate_take(&w.arena.entries[slot - 1].escalated_ms, <uint32_t>(now_us // 1000),
+                              w.policy.escalate_client_ms, CLIENT_BURST_MS)):
+        return False
+    return rate_take(&w.arena.head.escalated_us, <uint32_t>now_us, w.policy.escalate_all_us, SERVICE_BURST_US)
 
 
 cdef inline float drift(float mean, uint64_t ns, float most) noexcept nogil:
@@ -194,7 +270,7 @@ cdef inline void finish(Worker *w, const Request *r, Decision *d, uint64_t start
     cdef RouteCounters *own = &w.route_counters[route.slot]
     cdef uint64_t now
     cdef uint32_t bit
-    cdef bint over, in_part = d.skipped & (1 << STAGE_TEXT) and d.stage_ns[STAGE_TEXT]
+    cdef bint wanted, over, in_part = d.skipped & (1 << STAGE_TEXT) and d.stage_ns[STAGE_TEXT]
     cdef int i
     d.enforced = d.action
     if d.mode == MODE_OBSERVE and d.action > ACTION_TAG:
@@ -221,9 +297,13 @@ cdef inline void finish(Worker *w, const Request *r, Decision *d, uint64_t start
             or_add64(&own.stage[i][bucket_of_ns(d.stage_ns[i])], 1)
     now = or_now_ns()
     d.spent_ns = spent_ns(start_ns, now)
-    if d.action != ACTION_ALLOW or w.policy.allow_sample >= 1 or next_random(w) < w.policy.allow_sample:
+    wanted = d.action != ACTION_ALLOW or w.policy.allow_sample >= 1 or next_random(w) < w.policy.allow_sample
+    if d.escalate:
+        write_escalation(w, r, d)
+    if wanted:
         write_event(w, r, d)
-        now = or_now_ns()                         # handing the record on is part of the time taken
+    if wanted or d.escalate:
+        now = or_now_ns()                         # handing records on is part of the time taken
         d.spent_ns = spent_ns(start_ns, now)
     or_add64(&own.latency[or_fine_bucket(d.spent_ns)], 1)
     or_add64(&own.spent_ns, d.spent_ns)

@@ -156,9 +156,10 @@ def open_arena(settings: Settings) -> ArenaFile:
             logger.warning("the arena is replaced: %s", error)
         else:
             shape = arena.shape
-            fits = (shape["clients"], shape["events"], shape["blocklist"]) == (
+            fits = (shape["clients"], shape["events"], shape["escalations"], shape["blocklist"]) == (
                 wanted.clients,
                 wanted.events,
+                wanted.escalations,
                 wanted.blocklist,
             )
             if fits and (key is None or arena.key == key):
@@ -178,6 +179,7 @@ def open_arena(settings: Settings) -> ArenaFile:
             reserve=True,
             mode=sharing.arena_mode(gid),
             gid=gid,
+            escalations=wanted.escalations,
         )
     except PermissionError as error:
         raise ArenaError(not_given(path, wanted.group, error)) from error
@@ -201,11 +203,16 @@ def open_core(settings: Settings, *, private: bool = False, load_models: bool = 
     lock_fd: int | None = None
     place: sharing.ArenaPlace | None = None
     if private:
-        # a sparse file: twice the entries' size is ample for all regions
-        folder = memory_folder(settings.arena.clients * 2048)
+        # a sparse file: twice the entries' size is ample for all regions but the escalations
+        folder = memory_folder(settings.arena.clients * 2048 + settings.arena.escalations * 12288)
         path = Path(folder) / f"outrider-{os.getpid()}-{os.urandom(4).hex()}.arena"
         arena = ArenaFile.create(
-            path, settings.arena.clients, settings.arena.events, settings.arena.blocklist, key=hash_key(settings)
+            path,
+            settings.arena.clients,
+            settings.arena.events,
+            settings.arena.blocklist,
+            key=hash_key(settings),
+            escalations=settings.arena.escalations,
         )
         path.unlink()  # the mapping lives on; nothing is left behind however we end
     else:

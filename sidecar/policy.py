@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 ACTIONS = {"allow": 0, "tag": 1, "throttle": 2, "challenge": 3, "block": 4}
 NEVER = 2.0  # a threshold that no score reaches
+PAYLOAD_FLOOR_MIN = 0.1  # whatever the thresholds: a text scored lower looks like nothing
 METHOD_BITS = {"GET": 1, "HEAD": 2, "POST": 4, "PUT": 8, "PATCH": 16, "DELETE": 32, "OPTIONS": 64}
 METHOD_OTHER = 128
 BODY_MODES = {"none": 0, "buffered": 1, "streamed": 2}
@@ -44,6 +45,9 @@ def compile_policy(settings: Settings) -> dict[str, Any]:
             if settings.decision_log.path is not None and "allow" in settings.decision_log.actions
             else 0.0
         ),
+        "escalate_client_ms": 60_000 // settings.escalation.client_per_minute,
+        "escalate_all_us": 1_000_000 // settings.escalation.per_second,
+        "escalate_text": settings.escalation.text_bytes,
         "skip": list(settings.latency.skip),
         "shed": settings.latency.shed,
         "shed_hold_ms": settings.latency.recover_s * 1000,
@@ -121,6 +125,29 @@ def _route(route: Any) -> dict[str, Any]:
         "body_limit": route.body_limit_bytes,
         "budget_us": route.budget_us,
         "threshold": levels,
+        **_escalation(route.escalation, levels),
+    }
+
+
+def _escalation(escalation: Any, levels: list[float]) -> dict[str, float]:
+    """levels: the route's thresholds by action, NEVER where there is none."""
+    tag, block = levels[ACTIONS["tag"]], levels[ACTIONS["block"]]
+    begin = tag if escalation.uncertain_from is None else escalation.uncertain_from
+    end = block if escalation.uncertain_to is None else escalation.uncertain_to
+    # a text's score moves a little with the numbers in it, and with others it is still the same payload: hence the half
+    floor = max(0.5 * min(tag, 1.0), PAYLOAD_FLOOR_MIN)
+    if not escalation.enabled:
+        return {
+            **dict.fromkeys(("escalate_from", "escalate_to", "escalate_novel"), NEVER),
+            "escalate_sample": 0.0,
+            "payload_floor": floor,
+        }
+    return {
+        "escalate_from": begin,
+        "escalate_to": end,
+        "escalate_novel": NEVER if escalation.novel is None else escalation.novel,
+        "escalate_sample": escalation.sample,
+        "payload_floor": floor,
     }
 
 

@@ -27,6 +27,7 @@ _SENTENCES = {
     "unusual_behaviour": "behaves unlike other clients (score {value:.2f})",
     "blocked_address": "is on the shared blocklist for another {value:.0f} s",
     "blocked_principal": "is on the shared blocklist for another {value:.0f} s",
+    "blocked_payload": "sends a text that is on the shared blocklist for another {value:.0f} s",
     "blocked_range": "is in an address range that the configuration blocks",
     "allow_listed": "would have been refused, but is on the allow list",
     "exempt_route": "the route is exempt",

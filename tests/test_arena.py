@@ -43,7 +43,10 @@ def test_opened_by_another_it_is_the_same(path: Path) -> None:
     Engine(other).decide("GET", "/a", client="192.0.2.1")
     assert arena.knows("192.0.2.1") == 2
     assert other.counters()["requests"] == 2
-    assert other.shape == {"clients": 1024, "events": 64, "blocklist": 64, "counter_slots": 16}
+    assert other.shape == {
+        **{"clients": 1024, "events": 64, "escalations": 256},
+        **{"blocklist": 64, "counter_slots": 16},
+    }
 
 
 def test_only_the_owner_may_read_it(path: Path) -> None:
@@ -55,7 +58,7 @@ def test_only_the_owner_may_read_it(path: Path) -> None:
     ("at", "form", "value", "says"),
     [
         (MAGIC_AT, "<Q", 0x1234, "wrong magic"),
-        (VERSION_AT, "<I", 99, "layout version 99, this build reads version 3"),
+        (VERSION_AT, "<I", 99, "layout version 99, this build reads version 4"),
         (TOTAL_AT, "<Q", 4096, "size mismatch"),
     ],
 )
@@ -73,7 +76,7 @@ def test_every_word_of_the_layout_is_checked(path: Path) -> None:
     make(path)
     good = path.read_bytes()[:512]
     # key (24..40) and creation time (40..48) may be anything
-    for at in [*range(0, 24, 4), *range(48, 80 + 10 * 16, 4)]:
+    for at in [*range(0, 24, 4), *range(48, 88 + 11 * 16, 4)]:
         word = struct.unpack_from("<I", good, at)[0]
         patch(path, at, "<I", word ^ 0x10)
         with pytest.raises(ArenaError):
@@ -176,7 +179,7 @@ def find_head(path: Path) -> int:
     head = max(at for at in moved if at < tail and tail - at == 64)
     patch(path, head, "<Q", 0)
     patch(path, tail, "<Q", 0)
-    events_at = struct.unpack_from("<Q", before, 80 + 5 * 16)[0]
+    events_at = struct.unpack_from("<Q", before, 88 + 5 * 16)[0]
     patch(path, events_at, "<Q", 0)
     return head
 

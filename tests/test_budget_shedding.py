@@ -217,7 +217,7 @@ def test_a_worker_that_dies_over_a_full_window_wedges_nothing(tmp_path: Path) ->
     arena.note(0, False, 1, 1000)
     # whoever made the window full died before taking it out
     with open(path, "r+b") as file:
-        file.seek(80 + 9 * 16)
+        file.seek(88 + 9 * 16)
         control = struct.unpack("<Q", file.read(8))[0]
         file.seek(control)
         file.write(struct.pack("<Q", 5000 | 900 << 32))

@@ -325,7 +325,7 @@ def test_an_arena_of_another_version(path: Path) -> None:
         file.write(b"\x63")
     code, text = run("--arena", path)
     assert code == 2
-    assert "layout version 99, this build reads version 3: this outrider is not the version that runs" in text
+    assert "layout version 99, this build reads version 4: this outrider is not the version that runs" in text
 
 
 def test_an_arena_without_a_policy(path: Path) -> None:
@@ -367,7 +367,7 @@ def test_check_tells_a_budget_that_holds_from_one_that_does_not(path: Path) -> N
 
 def find_overruns(arena: ArenaFile, data: bytes, overruns: int) -> int:
     """Where the overruns of the route login stand: its counters are those with 200 decisions and 200 allowed."""
-    region = struct.unpack_from("<Q", data, 80 + 8 * 16)[0]
+    region = struct.unpack_from("<Q", data, 88 + 8 * 16)[0]
     for start in range(region, len(data) - 1600, 1600):
         words = struct.unpack_from("<200Q", data, start)
         if sum(words[:82]) == 200 and words[82 + 96] == 200:

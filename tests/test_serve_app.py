@@ -27,7 +27,7 @@ from sidecar.serve.errors import EXIT_CONFIG, StartupError
 class FakeArena:
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
-        self.events_given_up = 0
+        self.events_given_up = self.escalations_given_up = 0
 
     def drain(self, most: int) -> list[dict[str, Any]]:
         taken, self.records = self.records[:most], self.records[most:]

@@ -247,7 +247,7 @@ def test_a_lock_left_behind_is_taken_over(tmp_path: Path) -> None:
     engine = Engine(arena)
     engine.decide("GET", "/", client="192.0.2.1", ts=1000.0)
     header = path.read_bytes()[:512]
-    (entries_at,) = struct.unpack_from("<Q", header, 80 + 3 * 16)
+    (entries_at,) = struct.unpack_from("<Q", header, 88 + 3 * 16)
     (entry_bytes,) = struct.unpack_from("<I", header, 76)
     stamp = int(time.monotonic() * 1000) & 0x7FFFFFFF | 0x80000000
     with open(path, "r+b") as file:

@@ -53,10 +53,20 @@ class Arena(Section):
             "counted."
         ),
     )
+    escalations: PowerOfTwo = Field(
+        256,
+        ge=16,
+        le=4096,
+        json_schema_extra=RESTART,
+        description=(
+            "Requests that may wait to be taken to the judge, a power of two, 11 KiB of memory each. When full, "
+            "further ones are dropped and counted."
+        ),
+    )
     blocklist: PowerOfTwo = Field(
         65536,
         ge=1024,
         le=1048576,
         json_schema_extra=RESTART,
-        description="Most blocked clients at once, a power of two.",
+        description="Most blocked clients and payloads at once, a power of two.",
     )

@@ -67,13 +67,11 @@ def take_up(running: Settings, new: Settings) -> Settings:
 
 def _dump(settings: Settings) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(settings.model_dump_json(by_alias=True))
-    # null and absent mean different things for a route's thresholds: only what is given counts
+    # null and absent mean different things for a route's thresholds and escalation: only what is given counts
     for route, model in zip(data["routes"], settings.routes, strict=True):
-        route["thresholds"] = {
-            key: value
-            for key, value in route["thresholds"].items()
-            if key in model.thresholds.model_fields_set
-        }
+        for section in ("thresholds", "escalation"):
+            own = getattr(model, section)
+            route[section] = json.loads(own.model_dump_json(by_alias=True, include=own.model_fields_set))
     return data
 
 

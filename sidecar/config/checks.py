@@ -35,6 +35,7 @@ def between(settings: Settings) -> Iterator[Finding]:
     """Contradictions within the settings."""
     for check in (
         _thresholds,
+        _escalation,
         _route_names,
         _bodies,
         _route_effects,
@@ -83,6 +84,27 @@ def _thresholds(settings: Settings) -> Iterator[Finding]:
                     finding.what,
                     finding.remedy + "; what the route leaves out comes from thresholds",
                 )
+
+
+def _escalation(settings: Settings) -> Iterator[Finding]:
+    """A band of scores with nothing in it."""
+    for index, effective in enumerate(settings.effective_routes()):
+        section = settings.routes[index - 1].escalation if index else settings.escalation
+        own = section.model_fields_set
+        shown, scores = effective.escalation, effective.thresholds
+        begin = scores.tag if shown.uncertain_from is None else shown.uncertain_from
+        end = scores.block if shown.uncertain_to is None else shown.uncertain_to
+        if begin is None or end is None or begin < end or not own & {"uncertain_from", "uncertain_to"}:
+            continue
+        name = "uncertain_to" if "uncertain_to" in own else "uncertain_from"
+        path: Path = ("routes", index - 1, "escalation", name) if index else ("escalation", name)
+        first = "thresholds.tag" if shown.uncertain_from is None else "uncertain_from"
+        last = "thresholds.block" if shown.uncertain_to is None else "uncertain_to"
+        yield Finding(
+            (path,),
+            f"no score reaches {begin} ({first}) and stays below {end} ({last})",
+            "let uncertain_from be below uncertain_to; to show the judge nothing, say enabled: false",
+        )
 
 
 def _route_names(settings: Settings) -> Iterator[Finding]:
@@ -134,6 +156,7 @@ def _route_effects(settings: Settings) -> Iterator[Finding]:
                 ("mode", route.mode),
                 ("thresholds", route.thresholds.model_fields_set or None),
                 ("login", route.login or None),
+                ("escalation", route.escalation.model_fields_set or None),
             ):
                 if given is not None and given != "none":
                     yield Finding(

@@ -36,6 +36,13 @@ ITEMS: dict[tuple[str, ...], list[dict[str, Any]]] = {
             "body": "buffered",
             "body_limit": "8KiB",
             "thresholds": {"tag": 0.4, "throttle": 0.6, "challenge": None, "block": 0.8},
+            "escalation": {
+                "enabled": True,
+                "uncertain_from": 0.3,
+                "uncertain_to": 0.8,
+                "novel": None,
+                "sample": "1%",
+            },
             "exempt": False,
             "login": True,
         },

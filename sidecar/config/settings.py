@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from sidecar.config.arena import Arena
 from sidecar.config.detectors import Detectors
+from sidecar.config.escalation import Escalation, RouteEscalation
 from sidecar.config.listen import Listen
 from sidecar.config.section import (
     BUDGET_MAX,
@@ -400,6 +401,9 @@ class Route(Section):
     thresholds: RouteThresholds = Field(
         RouteThresholds(), description="As thresholds; what is left out is taken from there."
     )
+    escalation: RouteEscalation = Field(
+        RouteEscalation(), description="As escalation; what is left out is taken from there."
+    )
     exempt: Boolean = Field(False, description="true: requests pass unread. Blocked addresses stay blocked.")
     login: Boolean = Field(
         False, description="true: this is a login; failures count for brute_force and credential_stuffing."
@@ -478,6 +482,7 @@ class EffectiveRoute:
     body: BodyMode
     body_limit_bytes: int
     thresholds: Thresholds
+    escalation: Escalation
     exempt: bool
     login: bool
 
@@ -500,6 +505,7 @@ class Settings(Section):
     detectors: Detectors = Field(
         Detectors(), description="Rules with a number in them, beside the learned scores."
     )
+    escalation: Escalation = Field(Escalation(), description="Which requests are shown to the judge.")
     answers: Answers = Field(Answers(), description="How refusals look.")
     routes: tuple[Route, ...] = Field(
         (),
@@ -526,11 +532,17 @@ class Settings(Section):
             self.text.body_mode,
             self.text.body_bytes,
             self.thresholds,
+            self.escalation,
             False,
             False,
         )
         for index, route in enumerate(self.routes, 1):
             own = {name: getattr(route.thresholds, name) for name in route.thresholds.model_fields_set}
+            shown = {
+                name: value
+                for name in route.escalation.model_fields_set
+                if (value := getattr(route.escalation, name)) is not None or name not in ("enabled", "sample")
+            }
             yield EffectiveRoute(
                 index,
                 route.name,
@@ -541,6 +553,7 @@ class Settings(Section):
                 route.body or self.text.body_mode,
                 self.text.body_bytes if route.body_limit_bytes is None else route.body_limit_bytes,
                 self.thresholds.model_copy(update=own),
+                self.escalation.model_copy(update=shown),
                 route.exempt,
                 route.login,
             )

