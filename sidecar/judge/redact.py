@@ -26,9 +26,11 @@ _SECRET_WORD = (
 # a key is a secret's where one of its words is: user[password], x-api-key, refresh_token, newPassword
 _SECRET_KEY = re.compile(rf"(?:^|[^a-z])(?:{_SECRET_WORD})(?:$|[^a-z])", re.IGNORECASE)
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_KEY = r"[A-Za-z0-9_.\-\[\]]{0,48}"
-_QUOTED = re.compile(rf"""(["'])({_KEY})\1(\s{{0,8}}[:=]\s{{0,8}})(["'])((?:(?!\4)[^\\]|\\.){{1,4096}})""", re.DOTALL)
-_BARE = re.compile(rf"(?<![A-Za-z0-9])({_KEY}?)((?:%5[bBdD])?\s{{0,4}}(?:=|%3[dD]|:)\s{{0,4}}[\"']?)([^&;,\s\"'<>{{}}]{{1,4096}})")
+_KEY = r"(?:[A-Za-z0-9_.\-\[\]]|%5[bBdD]){1,48}"
+_QUOTED = re.compile(
+    rf"""(["'])({_KEY})\1(\s{{0,8}}[:=]\s{{0,8}})(["'])((?:(?!\4)[^\\]|\\.){{1,4096}})""", re.DOTALL)
+_BARE_KEY = re.compile(rf"(?<![A-Za-z0-9])({_KEY})\s{{0,4}}(?:=|%3[dD]|:)\s{{0,4}}[\"']?")
+_BARE_VALUE = re.compile(r"[^&;,\s\"'<>{}]{1,4096}")
 _SCHEME = re.compile(r"\b(Bearer|Basic|Token|Digest|Negotiate|ApiKey)((?:\s|%20|\+){1,4})([A-Za-z0-9._~+/=\-]{8,})", re.IGNORECASE)
 _JWT = re.compile(r"\beyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{4,}(?:\.[A-Za-z0-9_\-]*){0,3}")
 _ISSUED = re.compile(
@@ -112,8 +114,17 @@ def _quoted(m: re.Match[str]) -> str:
     return f"{m[1]}{m[2]}{m[1]}{m[3]}{m[4]}{mask(m[5])}"
 
 
-def _bare(m: re.Match[str]) -> str:
-    return m[1] + m[2] + mask(m[3]) if is_secret(m[1]) else m[0]
+def _bare(text: str) -> str:
+    """Masks values without quotes that follow a secret's key. Looked for from the end of each key, so that a key inside
+    another one's value is found: https://h/?token=..."""
+    out, at = [], 0
+    while (key := _BARE_KEY.search(text, at)) is not None:
+        out.append(text[at : key.end()])
+        at = key.end()
+        if is_secret(key[1]) and (value := _BARE_VALUE.match(text, at)) is not None:
+            out.append(mask(value[0]))
+            at = value.end()
+    return "".join([*out, text[at:]])
 
 
 def redact_text(text: str) -> str:
@@ -122,7 +133,7 @@ def redact_text(text: str) -> str:
     text = _SCHEME.sub(lambda m: m[1] + m[2] + mask(m[3]), text)
     text = _ISSUED.sub(lambda m: mask(m[0]), text)
     text = _QUOTED.sub(_quoted, text)
-    text = _BARE.sub(_bare, text)
+    text = _bare(text)
     text = _CARD.sub(_card, text)
     text = _MAIL.sub(lambda m: mask(m[1]), text)
     return _LONG.sub(_long, text)
@@ -186,7 +197,8 @@ def _pieces(text: str) -> list[tuple[int, int]]:
 
 def path_shape(path: str) -> str:
     """The path with ids in its segments replaced, the query gone."""
-    return "/".join("*" if _ID.fullmatch(s) or _random_looking(s) else s for s in path.partition("?")[0].lower().split("/"))
+    parts = path.partition("?")[0].lower().split("/")
+    return "/".join("*" if _ID.fullmatch(s) or (len(s) >= 8 and _random_looking(s)) else s for s in parts)
 
 
 def shape_of(e: Escalation) -> str:
@@ -198,7 +210,7 @@ def shape_of(e: Escalation) -> str:
         ",".join(sorted(story_words(e.story)[1:])),
     ]
     if not e.text:  # the question is about what the client does
-        parts += ["|".join(path_shape(shape) for shape in e.recent[-3:]), payload_shape(e.path.partition("?")[2])]
+        parts += ["|".join(_NUMBER.sub("0", path_shape(shape)) for shape in e.recent[-3:]), payload_shape(e.path.partition("?")[2])]
     digest = hashlib.blake2b(digest_size=16, person=b"outrider-shape")
     for part in parts:
         raw = part.encode("utf-8", "surrogatepass")
