@@ -70,13 +70,13 @@ class Shape:
     inner: int = 344
     tokens_max: int = 512
     steps_rows: int = 110_000  # examples seen in all
-    batch_tokens: int = 6144
-    learning_rate: float = 2.5e-3
-    minutes_max: float = 14.0
-    attacks: int = 30_000
-    benign: int = 22_000
+    batch_tokens: int = 2048
+    learning_rate: float = 2e-3
+    minutes_max: float = 13.0
+    attacks: int = 28_000
+    benign: int = 18_000
     grammar_texts: int = 60_000
-    disguise: float = 0.3
+    disguise: float = 0.2
 
 
 @dataclass(slots=True)
@@ -393,7 +393,7 @@ def train(sources: Sequence[Path], out: Path, *, seed: int = 0, shape: Shape | N
     data = read(used, seed, shape.grammar_texts)
     host = TextHost(DEFAULT_BUNDLE / "linear.bin")
     score: Score = host.text_scores
-    told = stories(scenarios(seed + 1, 3), seed)
+    told = stories(scenarios(seed + 1, 3), seed, 3600)
     made = examples_of(data, told, "train", score, shape, seed)
     held = examples_of(data, stories(scenarios(seed + 2, 1), seed + 1, 2000), "calibrate", score, shape, seed, 0.15)
     kinds = Counter(example.label for example in made)
