@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("check", "Check a configuration file and say everything that is wrong with it."),
     "completion": ("completion", "Print the shell completion script."),
     "demo": ("demo", "A tour: demo API, Envoy and the sidecar, with traffic through them."),
+    "judge": ("judge", "The judge: serve it, see and undo its verdicts, make and measure models."),
     "latency": ("latency", "Show how long decisions take on each route, and whether budgets hold."),
     "replay": ("replay", "Replay logs through time, per client, and say who would have been refused."),
     "schema": ("schema", "Print the JSON Schema of the configuration, for editors."),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib
 import ipaddress
-import json
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+import orjson
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -77,6 +78,7 @@ def fail(error: object) -> NoReturn:
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[Settings, Store]]:
+    from sidecar.judge.process import store_settings
     from sidecar.judge.store import StoreError, open_store
     from sidecar.serve.app import read_settings
     from sidecar.serve.errors import StartupError
@@ -86,7 +88,7 @@ def opened(path: Path) -> Iterator[tuple[Settings, Store]]:
     except StartupError as error:
         fail(error)
     try:
-        with open_store(settings) as store:
+        with open_store(store_settings(settings)) as store:
             yield settings, store
     except StoreError as error:
         fail(error)
@@ -105,7 +107,7 @@ def serve(path: Path) -> None:
     import logging
     import signal
 
-    from sidecar.judge.model import ModelError
+    from sidecar.judge.folder import ModelError
     from sidecar.judge.process import EXIT_MODELS, work
     from sidecar.judge.store import StoreError
     from sidecar.serve import logs
@@ -198,8 +200,8 @@ def feedback(path: Path, event: str, label: str, who: str, note: str) -> None:
     if label not in LABELS:
         fail(f"{label!r} is no label: use one of {', '.join(LABELS)}")
     with opened(path) as (_, store):
-        store.feedback(event, label, who, note)
-    click.echo("kept")
+        whole = store.feedback(event, label, who, note)
+    click.echo("kept" if whole else "kept, without the request itself: it is no longer known here")
 
 
 @command.command()
@@ -208,7 +210,7 @@ def export(path: Path) -> None:
     """Feedback and what it is about, one JSON object per line: what `judge finetune` and `judge train` read."""
     with opened(path) as (_, store):
         for record in store.export_feedback():
-            click.echo(json.dumps(record))
+            click.echo(orjson.dumps(asdict(record)).decode())
 
 
 @command.command()
@@ -248,7 +250,8 @@ def dead(path: Path, retry: bool) -> None:
         table = Table("event", "what", "error", box=None, pad_edge=False)
         for letter in letters:
             e = letter.escalation
-            table.add_row(clean(e.id, 40), clean(f"{e.method} {e.path}", 60), clean(letter.error, 100))
+            what = f"{e.method} {e.path}" if e is not None else "unreadable"
+            table.add_row(clean(letter.id, 40), clean(what, 60), clean(letter.error, 100))
         Console().print(table)
         if retry:
             click.echo(f"{store.retry_dead([letter.id for letter in letters])} queued again")

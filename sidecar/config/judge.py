@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from sidecar.config.judge_store import JudgeStore
 from sidecar.config.section import RESTART, Score, Section
 from sidecar.config.types import Boolean, BundlePath, Duration, Integer, Name
 
@@ -38,13 +39,13 @@ class JudgeModelSettings(Section):
         json_schema_extra=RESTART,
         description="Which CUDA devices, each with a copy of the model.",
     )
-    compute_type: Literal["default", "int8", "int8_float16", "int8_bfloat16", "float16", "bfloat16", "float32"] = (
+    compute_type: Literal["auto", "int8", "int8_float16", "int8_bfloat16", "float16", "bfloat16", "float32"] = (
         Field(
-            "default",
+            "auto",
             json_schema_extra=RESTART,
             description=(
-                "CTranslate2's compute type; default keeps the type that the model was converted to. The "
-                "half-precision ones need a CUDA device."
+                "CTranslate2's compute type; auto: the best that the device has. The half-precision ones need a "
+                "CUDA device."
             ),
         )
     )
@@ -146,3 +147,6 @@ class Judge(Section):
         description="The same for shapes that were judged benign. It clears no decision.",
     )
     verdicts: JudgeVerdicts = Field(JudgeVerdicts(), description="What a verdict leads to.")
+    store: JudgeStore = Field(
+        JudgeStore(), description="What sidecars and judges share: escalations that wait, and decisions that hold."
+    )

@@ -68,12 +68,13 @@ class JudgeStore(Section):
         json_schema_extra=RESTART,
         description="sqlite: a file that the processes of one box share. redis: Redis 6.2 or later, or Valkey.",
     )
-    path: FilePath = Field(
-        "/var/lib/outrider/judge.db",
+    path: FilePath | None = Field(
+        None,
         json_schema_extra=RESTART,
         description=(
-            "The file (mode 0600), on a local disk: several machines can't share it. With backend redis, where "
-            "escalations are kept while Redis can't be reached; in a pod that is to survive its restart, on a volume."
+            "The file (mode 0600), on a local disk: several machines can't share it. null: beside the arena "
+            "(PATH.judge.db), where it outlives the processes but not a restart of the machine. With backend redis, "
+            "where escalations are kept while Redis can't be reached; in a pod that is to survive its restart, on a volume."
         ),
         examples=["/var/lib/outrider/judge.db"],
     )

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, model_validator
 from sidecar.config.arena import Arena
 from sidecar.config.detectors import Detectors
 from sidecar.config.escalation import Escalation, RouteEscalation
+from sidecar.config.judge import Judge
 from sidecar.config.listen import Listen
 from sidecar.config.section import (
     BUDGET_MAX,
@@ -514,6 +515,10 @@ class Settings(Section):
     )
     lists: Lists = Field(Lists(), description="Address ranges that are settled beforehand.")
     models: Models = Field(Models(), description="The trained models.")
+    judge: Judge = Field(
+        Judge(),
+        description="The language model that reads, off the request's way, what the inline models can't settle.",
+    )
     decision_log: DecisionLog = Field(DecisionLog(), description="Which decisions are written down.")
     log: Log = Field(Log(), description="Outrider's own log, on standard error.")
 

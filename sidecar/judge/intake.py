@@ -147,38 +147,34 @@ class Intake:
         return len(records)
 
     def _escalation(self, record: Record) -> Escalation:
-        def number(name: str) -> int:
-            key = record.get(name)
-            return int(key, 16) if isinstance(key, str) else int(key or 0)
-
-        client = number("client_key") or number("principal_key")
-        text = record.get("text", b"")
+        client = int(record["client_key"]) or int(record["principal_key"])
+        text = record["text"]
         e = Escalation(
             id=f"{self._plan.pod}:{record['id']}",
             ts=float(record["ts"]),
             service=self._plan.service,
-            method=str(record.get("method", "")),
-            path=str(record.get("target") or record.get("path", "")),
-            why=record.get("why", "uncertain"),
-            client=record.get("client"),
-            client_key=number("client_key"),
-            principal_key=number("principal_key"),
-            payload_key=number("payload_key"),
-            authority=str(record.get("authority", "")),
-            user_agent=str(record.get("user_agent", "")),
-            route=str(record.get("route", "")),
-            place=str(record.get("place", "")),
-            text=text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else str(text),
-            body_type=str(record.get("body_type", "")),
-            score=float(record.get("score", 0.0)),
-            score_text=float(record.get("scores", {}).get("text", 0.0)),
-            score_behaviour=float(record.get("scores", {}).get("behaviour", 0.0)),
-            reasons=tuple(str(reason["name"]) for reason in record.get("reasons", ())),
-            story={name: float(value) for name, value in record.get("behaviour", {}).items()},
+            method=record["method"],
+            path=str(record["path"]) + (f"?{record['query']}" if record.get("query") else ""),
+            why=record["why"],
+            client=record["client"],
+            client_key=int(record["client_key"]),
+            principal_key=int(record["principal_key"]),
+            payload_key=int(record["payload_key"]),
+            authority=record["authority"],
+            user_agent=record["user_agent"],
+            route=str(record["route"]),
+            place=record["place"],
+            text=text.decode("utf-8", "backslashreplace"),
+            body_type=record["body_type"],
+            score=float(record["score"]),
+            score_text=float(record["score_text"]),
+            score_behaviour=float(record["score_behaviour"]),
+            reasons=tuple(record["reasons"]),
+            story=dict(record["behaviour"]),
             recent=tuple(self._recent.get(client, ())),
         )
         if client:
-            self._remember(client, f"{e.method} {record.get('path', '')}")
+            self._remember(client, f"{e.method} {record['path']}")
         return e
 
     def _remember(self, client: int, shape: str) -> None:

@@ -19,7 +19,9 @@ from typing import Any
 
 from sidecar.config import Settings
 from sidecar.config.judge import JudgeModelSettings
-from sidecar.judge.model import JudgeModel, ModelError
+from sidecar.config.judge_store import JudgeStore
+from sidecar.judge.folder import ModelError
+from sidecar.judge.model import JudgeModel
 from sidecar.judge.store import open_store
 from sidecar.judge.verdicts import Rules
 from sidecar.judge.worker import Plan, Worker
@@ -27,6 +29,7 @@ from sidecar.serve.metrics import Tally
 
 STATUS_EVERY_S = 1.0
 EXIT_MODELS = 4
+FALSE_POSITIVES = "0.001"  # the rate whose threshold is used
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 
 log = logging.getLogger("outrider.judge")
@@ -59,6 +62,25 @@ def open_models(wanted: Sequence[JudgeModelSettings]) -> list[JudgeModel]:
     return models
 
 
+def threshold_of(model: JudgeModel) -> float:
+    """P(attack) from which it flags, as calibrated; 1.0, and said, for a model that never was: it flags nothing until
+    judge.verdicts.flag is set."""
+    known = model.manifest.thresholds.get("malicious", {}).get(FALSE_POSITIVES)
+    if known is None:
+        log.warning(
+            "this judge isn't calibrated: it flags nothing unless judge.verdicts.flag says from which probability",
+            extra={"folder": model.folder},
+        )
+        return 1.0
+    return known
+
+
+def store_settings(settings: Settings) -> JudgeStore:
+    """judge.store with its path filled in."""
+    store = settings.judge.store
+    return store.model_copy(update={"path": store.path or f"{settings.arena.path}.judge.db"})
+
+
 def plan_of(settings: Settings, models: Sequence[JudgeModel], name: str) -> Plan:
     verdicts = settings.judge.verdicts
     return Plan(
@@ -75,7 +97,7 @@ def plan_of(settings: Settings, models: Sequence[JudgeModel], name: str) -> Plan
             principals=verdicts.principals,
             allow=tuple(settings.lists.allow),
         ),
-        thresholds={model.hash: model.threshold for model in models},
+        thresholds={model.hash: threshold_of(model) for model in models},
     )
 
 
@@ -84,7 +106,7 @@ def work(settings: Settings, stopping: threading.Event, tell: Callable[[Mapping[
     settings are wrong."""
     tally = Tally()
     name = f"{socket.gethostname()}:{os.getpid()}"
-    with open_store(settings) as store:
+    with open_store(store_settings(settings)) as store:
         models = open_models(settings.judge.models)
         worker = Worker(store, models, plan_of(settings, models, name), tally)
 

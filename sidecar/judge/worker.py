@@ -11,9 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from sidecar.judge.model import JudgeModel
 from sidecar.judge.render import render
+from sidecar.judge.store import Store
 from sidecar.judge.types import Decision, Escalation, Judgement
 from sidecar.judge.verdicts import History, Rules, Verdict, reach
 from sidecar.serve.metrics import Tally
@@ -22,46 +24,6 @@ CLAIM_WAIT_S = 1.0
 AGAIN_WAIT_S = 1.0  # after the store has failed
 
 log = logging.getLogger("outrider.judge")
-
-
-class Opinion(Protocol):
-    """What a model says of one escalation: probabilities by label (sum 1), the label or None where it abstains."""
-
-    @property
-    def label(self) -> Any: ...
-
-    @property
-    def probabilities(self) -> dict[str, float]: ...
-
-    @property
-    def mass(self) -> float: ...
-
-
-class Model(Protocol):
-    @property
-    def hash(self) -> str: ...
-
-    def judge(self, prompts: Sequence[Sequence[str]]) -> Sequence[Opinion | Exception]: ...
-
-
-class Claimed(Protocol):
-    @property
-    def escalation(self) -> Escalation: ...
-
-    @property
-    def receipt(self) -> Any: ...
-
-
-class Store(Protocol):
-    def claim(self, consumer: str, max_n: int, wait_s: float) -> Sequence[Claimed]: ...
-
-    def settle(
-        self, receipts: Sequence[Any], decisions: Sequence[Decision], judgements: Sequence[Judgement]
-    ) -> None: ...
-
-    def fail(self, receipt: Any, error: str) -> None: ...
-
-    def now(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +41,7 @@ class Worker:
     def __init__(
         self,
         store: Store,
-        models: Sequence[Model],
+        models: Sequence[JudgeModel],
         plan: Plan,
         tally: Tally,
         clock: Callable[[], float] = time.perf_counter,
@@ -115,9 +77,9 @@ class Worker:
         judgements: list[Judgement] = []
         decisions: dict[str, Decision] = {}
         for c, said in zip(fresh, opinions, strict=True):
-            if isinstance(said, Exception):
+            if isinstance(said, str):
                 self._tally.add("judge_errors", "model")
-                self._store.fail(c.receipt, f"{type(said).__name__}: {said}"[:500])
+                self._store.fail(c.receipt, said)
                 continue
             verdict: Verdict = reach(
                 c.escalation, said, self._plan.thresholds, self._plan.rules, self._history, now, self._plan.name
@@ -133,32 +95,18 @@ class Worker:
             self._tally.add("decisions_made", n=len(decisions))
         return len(claimed)
 
-    def _ask(self, escalations: Sequence[Escalation]) -> list[list[Judgement] | Exception]:
+    def _ask(self, escalations: Sequence[Escalation]) -> list[list[Judgement] | str]:
         """By escalation: one judgement per model, or what went wrong. A model that fails costs its own opinion only."""
         prompts = [render(e) for e in escalations]
         found: list[list[Judgement]] = [[] for _ in escalations]
-        errors: list[Exception | None] = [None] * len(escalations)
+        errors = ["no model"] * len(escalations)
         for model in self._models:
             begun = self._clock()
-            try:
-                said: Sequence[Opinion | Exception] = model.judge(prompts)
-            except Exception as error:
-                said = [error] * len(escalations)
-            took_ms = (self._clock() - begun) * 1e3
-            for i, (e, opinion) in enumerate(zip(escalations, said, strict=True)):
-                if isinstance(opinion, Exception):
-                    errors[i] = opinion
-                    continue
-                found[i].append(
-                    Judgement(
-                        escalation=e.id,
-                        label=opinion.label,
-                        confidence=max(opinion.probabilities.values()),
-                        probabilities=opinion.probabilities,
-                        mass=opinion.mass,
-                        windows=len(prompts[i]),
-                        model=model.hash,
-                        took_ms=round(took_ms, 3),
-                    )
-                )
-        return [one or (errors[i] or RuntimeError("no model")) for i, one in enumerate(found)]
+            answers = model.judge(prompts)
+            took_ms = round((self._clock() - begun) * 1e3, 3)
+            for i, (e, answer) in enumerate(zip(escalations, answers, strict=True)):
+                if answer.error:
+                    errors[i] = answer.error
+                else:
+                    found[i].append(answer.judgement(e.id, model.hash, took_ms))
+        return [one or errors[i] for i, one in enumerate(found)]

@@ -32,13 +32,18 @@ from sidecar.serve.metrics import Outrider, Tally, make_registry
 from sidecar.serve.transport import Limits, Tls, Transport
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.registry import Collector
+
     from sidecar.core import Core
     from sidecar.serve.auth_request import AuthServer
+    from sidecar.serve.judging import Judging
 
 HEARTBEAT_S = 0.5
 HEARTBEAT_STALE_S = 10.0  # an event loop this late isn't serving: /healthz fails
 LOOK_AWAY_S = 2.5  # at most: Envoy's health check is told twice, a second apart
 WATCH_EVERY_S = 1.0
+SWEEP_EVERY_S = 5.0
 DESCRIPTORS_BESIDE = 128  # arena, logs, admin connections, compilers' pipes, configuration being read
 THREADS_AUTO_MAX = 4  # one thread serves more than four workers of Envoy can ask
 
@@ -87,6 +92,8 @@ class Application:
         self.decisions: DecisionLog | None = None
         self.admin: AdminServer | None = None
         self.arena_watch: ArenaWatch | None = None
+        self.judging: Judging | None = None
+        self.registry: CollectorRegistry | None = None
         self.last_reload_fine = True
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -115,7 +122,7 @@ class Application:
         # before the core: probes are answered (not ready) while models are compiled
         self.core = None
         if self.settings.admin.address is not None:
-            registry = make_registry(
+            self.registry = make_registry(
                 Outrider(
                     self._counters,
                     self._histograms,
@@ -130,7 +137,7 @@ class Application:
                 )
             )
             self.admin = AdminServer(
-                addresses.parse(self.settings.admin.address), registry, self.health, self.ready
+                addresses.parse(self.settings.admin.address), self.registry, self.health, self.ready
             )
         self.core = await asyncio.to_thread(open_core, self.settings)
         self.arena_watch = ArenaWatch(self.core)
@@ -155,6 +162,8 @@ class Application:
         self.spawn(self.watcher.run())
         self.spawn(self.watch_models())
         self.spawn(self.arena_watch.run())
+        if self.settings.judge.enabled:
+            await self._start_judging()
         self.spawn(sheds.watch(self._routes))
         self.serving = True
         log.info(
@@ -171,6 +180,23 @@ class Application:
                 "pid": os.getpid(),
             },
         )
+
+    async def _start_judging(self) -> None:
+        """After all that answers requests: the judge may be late, and may fail, without them."""
+        assert self.core is not None
+        self.judging = await asyncio.to_thread(make_judging, self.core, self.settings, self.path)
+        await asyncio.to_thread(self.judging.start)
+        if self.registry is not None:
+            self.registry.register(judge_metrics(self.judging))
+        self.spawn(self.judging.run())
+        self.spawn(self._sweep_blocked())
+
+    async def _sweep_blocked(self) -> None:
+        """Entries that have run out make room, and a list without any costs nothing again."""
+        assert self.core is not None
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            self.core.arena.sweep_blocked()
 
     async def drain(self) -> None:
         """Not ready first, so that the proxy stops asking; then finish what is in progress."""
@@ -205,6 +231,8 @@ class Application:
             await self.transport.stop(0.0)
         if self.auth is not None:
             await self.auth.stop()
+        if self.judging is not None:
+            await asyncio.to_thread(self.judging.close)
         if self.decisions is not None:
             await asyncio.to_thread(self.decisions.close)
         if self.admin is not None:
@@ -275,6 +303,8 @@ class Application:
         self.settings = fresh
         logs.set_up(fresh.log.level, fresh.log.format)
         self.decisions.configure(self.plan())
+        if self.judging is not None:
+            self.judging.configure(fresh)
         self.last_reload_fine = True
         self.tally.add("config_reloads", "applied" if changes.applied else "unchanged")
         log.info(
@@ -482,6 +512,23 @@ def make_auth_server(core: Core, settings: Settings) -> AuthServer:
     judge = HeaderJudge(engine.host_address(), engine)
     connections = room_for(listen.max_connections, servers_of(listen))
     return AuthServer(listen.auth_request, judge, connections, listen.stream_idle_s)
+
+
+def make_judging(core: Core, settings: Settings, config: Path) -> Judging:
+    """StartupError where judge.store can't work."""
+    from sidecar.judge.store import StoreError
+    from sidecar.serve.judging import Judging
+
+    try:
+        return Judging(core, settings, config)
+    except StoreError as error:
+        raise StartupError(f"judge.store: {error}", EXIT_CONFIG) from error
+
+
+def judge_metrics(judging: Judging) -> Collector:
+    from sidecar.serve.judging import JudgeMetrics
+
+    return JudgeMetrics(judging)
 
 
 def bounds_us() -> list[float]:

@@ -21,6 +21,7 @@ from sidecar.config import Settings
 from sidecar.judge.child import JudgeChild
 from sidecar.judge.enforce import Enforcer
 from sidecar.judge.intake import Intake, Plan
+from sidecar.judge.process import store_settings
 from sidecar.judge.store import Store, open_store
 from sidecar.judge.types import LABELS
 from sidecar.serve.metrics import Tally
@@ -50,7 +51,7 @@ class Judging:
     def __init__(self, core: Core, settings: Settings, config: Path) -> None:
         self.tally = Tally()
         self.pod = pod_name()
-        self.store: Store = open_store(settings)
+        self.store: Store = open_store(store_settings(settings))
         self.intake = Intake(core.arena, self.store, plan_of(settings, self.pod), self.tally, time.time)
         self.enforcer = Enforcer(core.arena, self.store, self.tally)
         self.child = JudgeChild(config, self.tally) if settings.judge.local else None
@@ -79,15 +80,15 @@ class Judging:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             try:
-                judged = await asyncio.to_thread(self.store.judgements, LOOK_MAX)
+                kept = await asyncio.to_thread(self.store.judgements, LOOK_MAX)
             except Exception as error:  # the store counts its own; what can wait is a matter of load only
                 log.debug("judgements can't be read", extra={"why": str(error)})
                 continue
             now_seen = set()
-            for e, judgement in judged:
-                now_seen.add(e.id)
-                if e.id not in seen and judgement.label == "benign":
-                    self.intake.benign(e)
+            for judged in kept:
+                now_seen.add(judged.escalation.id)
+                if judged.escalation.id not in seen and judged.judgement.label == "benign":
+                    self.intake.benign(judged.escalation)
             seen = now_seen
 
 
@@ -129,7 +130,7 @@ class JudgeMetrics(Collector):
         )
         yield GaugeMetricFamily("outrider_blocklist_held", "Shared decisions that hold here.", value=j.enforcer.held)
         for name, value in j.store.stats().items():
-            if name.endswith("_s") or name in ("depth", "dead_letters", "spooled", "connected"):
+            if name in ("up", "depth", "lag_s"):
                 yield GaugeMetricFamily(f"outrider_judge_store_{name}", "A figure of the queue.", value=float(value))
             else:
                 yield CounterMetricFamily(f"outrider_judge_store_{name}", "A counter of the queue.", value=float(value))

@@ -32,6 +32,7 @@ class Spool:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._refused = False
+        assert settings.path is not None
         if os.path.exists(settings.path):
             self._opened()
 

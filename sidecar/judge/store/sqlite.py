@@ -52,6 +52,7 @@ class SqliteStore(Store):
         self._closed = threading.Event()
         self._followers: list[_Follower] = []
         self._trouble = False
+        assert settings.path is not None
         self._file = File(settings.path, settings.timeout_s, self._replaced)
         try:
             self._wake = Wake(settings.path + ".wake")
