@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.judge.examples import CLASSES, Example, Maker, Score, Stories, escalation_of, worst_value
-from sidecar.judge.render import render
+from sidecar.judge.render import WINDOW_CHARS, render
 from sidecar.judge.scorer import Scorer, read_manifest
 from sidecar.judge.train import Encoder, calibrated, reliability, threshold_at, worst_of
 from sidecar.judge.types import LABELS
@@ -74,7 +74,8 @@ class Judge:
         texts: list[str] = []
         owner: list[int] = []
         for k, example in enumerate(examples):
-            shown = render(example.escalation, int(self.manifest["entry_chars"]), int(self.manifest["windows_max"]))
+            shown = render(example.escalation, int(self.manifest["entry_chars"]), int(self.manifest["windows_max"]),
+                           int(self.manifest.get("window_chars", WINDOW_CHARS)))
             texts += shown
             owner += [k] * len(shown)
         raw = self.scorer.probabilities(self.encoder(texts))

@@ -291,7 +291,7 @@ def entries(example: Example, rng: random.Random, chars_max: int = ENTRY_CHARS, 
         return shown
     if example.label not in ("benign", "abuse"):
         core = "".join(atoms(example.core or decoded(example.escalation.text, example.escalation.place)))
-        wanted = core[: max(8, min(len(core), 48))]
+        wanted = core[:40]
         shown = [s for s in shown if wanted in s]
     return rng.sample(shown, min(most, len(shown)))
 

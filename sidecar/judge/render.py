@@ -30,7 +30,8 @@ from sidecar.judge.types import TEXT_CHARS_MAX, Escalation
 
 ENTRY_CHARS = 640  # what the embedded judge is trained with
 ENTRY_CHARS_MIN = 320
-WINDOWS_MAX = 12
+WINDOW_CHARS = 160  # of the payload in one entry: in more of them a small model loses an attack among words
+WINDOWS_MAX = 16
 OVERLAP_CHARS = 64
 DECODE_ROUNDS = 3
 OPEN, CLOSE = "<<< ", " >>>"
@@ -198,9 +199,8 @@ def story_words(story: dict[str, float]) -> list[str]:
     if requests >= 10 and value("gap_deviation") < 0.15:
         out.append("clockwork")
     age = _count(value("age"))
-    out = out[: _STORY_WORDS_MAX - 1]
-    return [("new" if requests < 3 and age < 60 else "recent" if age < 600 else "known"), *out] if out or age or requests \
-        else ["new"]
+    first = "new" if requests < 3 and age < 60 else "recent" if age < 600 else "known"
+    return [first, *out[: _STORY_WORDS_MAX - 1]]
 
 
 def address_kind(client: str | None) -> str:
@@ -275,8 +275,11 @@ def _windows(parts: list[str], room: int) -> Iterator[str]:
         start = back
 
 
-def render(e: Escalation, chars_max: int = ENTRY_CHARS, windows_max: int = WINDOWS_MAX) -> list[str]:
-    """The escalation as one entry or several, each at most chars_max characters (ENTRY_CHARS_MIN at least).
+def render(
+    e: Escalation, chars_max: int = ENTRY_CHARS, windows_max: int = WINDOWS_MAX, window_chars: int = WINDOW_CHARS
+) -> list[str]:
+    """The escalation as one entry or several, each at most chars_max characters (ENTRY_CHARS_MIN at least) with at most
+    window_chars of the payload (OVERLAP_CHARS twice at least), raw and decoded counted each.
 
     Every character of the payload - e.text, or the path where there is none - stands whole in one of them, unless that
     took more than windows_max: then the first, the last and those that look most like code are shown, and each entry
@@ -292,10 +295,12 @@ def render(e: Escalation, chars_max: int = ENTRY_CHARS, windows_max: int = WINDO
         plain_parts = atoms(plain)
         if plain_parts != raw_parts:
             forms.append(("decoded", plain_parts))
-    whole = top + "".join(_line(name, "".join(parts)) for name, parts in forms)
-    if len(whole) <= chars_max:
-        return [whole]
-    room = chars_max - len(top) - len("part 99 of 99, 999 left out\n") - len(_line("decoded", ""))
+    shown = [_line(name, "".join(parts)) for name, parts in forms]
+    window_chars = max(window_chars, 2 * OVERLAP_CHARS)
+    longest = max(map(len, shown)) - len(_line("decoded", ""))
+    if longest <= window_chars and len(top) + sum(map(len, shown)) <= chars_max:
+        return [top + "".join(shown)]
+    room = min(window_chars, chars_max - len(top) - len("part 99 of 99, 999 left out\n") - len(_line("decoded", "")))
     cut = [(name, window) for name, parts in forms for window in _windows(parts, room)]
     total = len(cut)
     if total > windows_max:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.judge.examples import Example, Maker, Score, Stories, entries, stories
-from sidecar.judge.render import ENTRY_CHARS, OVERLAP_CHARS, WINDOWS_MAX
+from sidecar.judge.render import ENTRY_CHARS, WINDOW_CHARS, WINDOWS_MAX
 from sidecar.judge.types import LABELS
 from sidecar.simulate import ATTACKS, Attack, Scenario
 from sidecar.train.dataset import Dataset, load
@@ -76,7 +76,7 @@ class Shape:
     attacks: int = 28_000
     benign: int = 18_000
     grammar_texts: int = 60_000
-    disguise: float = 0.2
+    disguise: float = 0.25
 
 
 @dataclass(slots=True)
@@ -359,7 +359,7 @@ def write_manifest(out: Path, **fields: Any) -> dict[str, Any]:
     manifest = {
         "format": FORMAT, "kind": "embedded", "tokenizer": "tokenizer.json",
         "prefix": [ENTRY], "suffix": [VERDICT], "labels": {label: f"<|{label}|>" for label in LABELS},
-        "entry_chars": ENTRY_CHARS, "overlap_chars": OVERLAP_CHARS, "windows_max": WINDOWS_MAX, "min_mass": 0.5,
+        "entry_chars": ENTRY_CHARS, "window_chars": WINDOW_CHARS, "windows_max": WINDOWS_MAX, "min_mass": 0.5,
         **fields, "files": {name: digest(out / name) for name in files},
     }
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")

@@ -279,7 +279,8 @@ class RedisStore(Store):
         member = self._link.ask(lambda client: client.get(f"{self.prefix}id:{id}"))
         if member is None:
             return None
-        return decision_of(self._link.run(scripts.READ, [f"{self.prefix}d:{member.decode()}"], [])[0])
+        found = decision_of(self._link.run(scripts.READ, [f"{self.prefix}d:{member.decode()}"], [])[0])
+        return found if found is not None and found.expires > self.now() else None
 
     def follow(self, on_change: OnChange, on_gap: OnGap) -> Closeable:
         self._check_process()
