@@ -97,7 +97,7 @@ def opened(path: Path) -> Iterator[tuple[Settings, Store]]:
 @command.command()
 @config
 def serve(path: Path) -> None:
-    """Judge for all sidecars that share judge.store.
+    """Judge for all sidecars that share judge_store.
 
     Runs until SIGTERM or Ctrl-C. Any number may run, on any machine; each takes from the same queue. A judge that is
     killed loses nothing: what it was at is taken by another.

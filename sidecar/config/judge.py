@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sidecar.config.judge_store import JudgeStore
 from sidecar.config.section import RESTART, Score, Section
 from sidecar.config.types import Boolean, BundlePath, Duration, Integer, Name
 
@@ -14,10 +13,9 @@ from sidecar.config.types import Boolean, BundlePath, Duration, Integer, Name
 class JudgeModelSettings(Section):
     """One model that judges."""
 
-    name: Name = Field("embedded", json_schema_extra=RESTART, description="Its name in logs and metrics.")
+    name: Name = Field("embedded", description="Its name in logs and metrics.")
     path: BundlePath = Field(
         "default",
-        json_schema_extra=RESTART,
         description=(
             "A folder made by outrider judge train, convert or finetune, or default for the small model that ships "
             "with Outrider."
@@ -26,7 +24,6 @@ class JudgeModelSettings(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
-        json_schema_extra=RESTART,
         description=(
             "Where it runs. auto takes a CUDA device where there is one; what it got is logged and shown as "
             "outrider_judge_model_info."
@@ -36,21 +33,19 @@ class JudgeModelSettings(Section):
         (0,),
         min_length=1,
         max_length=16,
-        json_schema_extra=RESTART,
         description="Which CUDA devices, each with a copy of the model.",
     )
     compute_type: Literal["auto", "int8", "int8_float16", "int8_bfloat16", "float16", "bfloat16", "float32"] = (
         Field(
             "auto",
-            json_schema_extra=RESTART,
-            description=(
+                description=(
                 "CTranslate2's compute type; auto: the best that the device has. The half-precision ones need a "
                 "CUDA device."
             ),
         )
     )
     threads: Integer = Field(
-        1, ge=1, le=64, json_schema_extra=RESTART, description="Threads for one batch, on a CPU."
+        1, ge=1, le=64, description="Threads for one batch, on a CPU."
     )
 
 
@@ -111,7 +106,7 @@ class Judge(Section):
         json_schema_extra=RESTART,
         description=(
             "Run a judge beside this sidecar, in a process of its own. false where judges run elsewhere (outrider "
-            "judge serve) and share judge.store."
+            "judge serve) and share judge_store."
         ),
     )
     models: tuple[JudgeModelSettings, ...] = Field(
@@ -147,6 +142,3 @@ class Judge(Section):
         description="The same for shapes that were judged benign. It clears no decision.",
     )
     verdicts: JudgeVerdicts = Field(JudgeVerdicts(), description="What a verdict leads to.")
-    store: JudgeStore = Field(
-        JudgeStore(), description="What sidecars and judges share: escalations that wait, and decisions that hold."
-    )

@@ -74,7 +74,8 @@ class JudgeStore(Section):
         description=(
             "The file (mode 0600), on a local disk: several machines can't share it. null: beside the arena "
             "(PATH.judge.db), where it outlives the processes but not a restart of the machine. With backend redis, "
-            "where escalations are kept while Redis can't be reached; in a pod that is to survive its restart, on a volume."
+            "where escalations are kept while Redis can't be reached; in a pod that is to survive its restart, on a "
+            "volume."
         ),
         examples=["/var/lib/outrider/judge.db"],
     )

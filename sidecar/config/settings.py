@@ -20,6 +20,7 @@ from sidecar.config.arena import Arena
 from sidecar.config.detectors import Detectors
 from sidecar.config.escalation import Escalation, RouteEscalation
 from sidecar.config.judge import Judge
+from sidecar.config.judge_store import JudgeStore
 from sidecar.config.listen import Listen
 from sidecar.config.section import (
     BUDGET_MAX,
@@ -518,6 +519,9 @@ class Settings(Section):
     judge: Judge = Field(
         Judge(),
         description="The language model that reads, off the request's way, what the inline models can't settle.",
+    )
+    judge_store: JudgeStore = Field(
+        JudgeStore(), description="What sidecars and judges share: escalations that wait, and decisions that hold."
     )
     decision_log: DecisionLog = Field(DecisionLog(), description="Which decisions are written down.")
     log: Log = Field(Log(), description="Outrider's own log, on standard error.")

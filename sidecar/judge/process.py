@@ -76,8 +76,8 @@ def threshold_of(model: JudgeModel) -> float:
 
 
 def store_settings(settings: Settings) -> JudgeStore:
-    """judge.store with its path filled in."""
-    store = settings.judge.store
+    """judge_store with its path filled in."""
+    store = settings.judge_store
     return store.model_copy(update={"path": store.path or f"{settings.arena.path}.judge.db"})
 
 

@@ -515,14 +515,14 @@ def make_auth_server(core: Core, settings: Settings) -> AuthServer:
 
 
 def make_judging(core: Core, settings: Settings, config: Path) -> Judging:
-    """StartupError where judge.store can't work."""
+    """StartupError where judge_store can't work."""
     from sidecar.judge.store import StoreError
     from sidecar.serve.judging import Judging
 
     try:
         return Judging(core, settings, config)
     except StoreError as error:
-        raise StartupError(f"judge.store: {error}", EXIT_CONFIG) from error
+        raise StartupError(f"judge_store: {error}", EXIT_CONFIG) from error
 
 
 def judge_metrics(judging: Judging) -> Collector:

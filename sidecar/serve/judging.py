@@ -46,7 +46,7 @@ def plan_of(settings: Settings, pod: str) -> Plan:
 
 
 class Judging:
-    """StoreError where judge.store can't be used at all."""
+    """StoreError where judge_store can't be used at all."""
 
     def __init__(self, core: Core, settings: Settings, config: Path) -> None:
         self.tally = Tally()
