@@ -99,6 +99,7 @@ class World:
             probe.bind(("127.0.0.1", 0))
             self.admin_port = probe.getsockname()[1]
         self.base: dict[str, Any] = {
+            "judge": {"enabled": False},
             "listen": {"address": "127.0.0.1:0", "drain": "400ms"},
             "admin": {"address": f"127.0.0.1:{self.admin_port}"},
             "arena": {"path": str(folder / "arena")},

@@ -249,6 +249,9 @@ def test_an_unknown_group(make: Make) -> None:
 @pytest.mark.parametrize("stands", [False, True], ids=["new", "there already"])
 def test_a_group_that_outrider_is_not_in(tmp_path: Path, stands: bool) -> None:
     """In a child: it gives its privileges up."""
+    for parent in (tmp_path.parent, tmp_path.parent.parent, tmp_path.parent.parent.parent):
+        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
+            os.chmod(parent, mode(parent) | 0o011)
     child = os.fork()
     if child == 0:
         status = 1
@@ -268,9 +271,6 @@ def test_a_group_that_outrider_is_not_in(tmp_path: Path, stands: bool) -> None:
                 status = 0 if told and (stands or not (here / "arena").exists()) else 2
         finally:
             os._exit(status)
-    for parent in (tmp_path.parent, tmp_path.parent.parent, tmp_path.parent.parent.parent):
-        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
-            os.chmod(parent, mode(parent) | 0o011)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

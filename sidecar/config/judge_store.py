@@ -48,14 +48,17 @@ def server_of(value: str) -> tuple[str, int | None]:
     return (named[1], int(named[3])) if named else parse_address(value)
 
 
+_USER = r"^[!-~]{1,128}$"
+
+
 def _check_user(value: str) -> str:
-    if not value.isprintable() or not 1 <= len(value) <= 128 or " " in value:
-        raise refused("this is not a user name", "use 1 to 128 printable characters without spaces")
+    if not re.fullmatch(_USER, value):
+        raise refused("this is not a user name", "use 1 to 128 printable ASCII characters without spaces")
     return value
 
 
 User = Annotated[
-    str, Strict(), AfterValidator(_check_user), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 128})
+    str, Strict(), AfterValidator(_check_user), WithJsonSchema({"type": "string", "pattern": _USER})
 ]
 
 

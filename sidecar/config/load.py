@@ -258,10 +258,10 @@ def _did_you_mean(loc: Path) -> str:
     # the same key elsewhere is a better guess than a merely similar one here
     elsewhere = [dotted(s.path).replace(".'[]'", "[]") for s in walk.ALL if s.path[-1] in (plain, stripped)]
     close = difflib.get_close_matches(stripped, siblings, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]}?"
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere[:3])}?"
+    if close:
+        return f"did you mean {close[0]}?"
     return f"remove it; here stand: {', '.join(siblings)}" if siblings else "remove it"
 
 
