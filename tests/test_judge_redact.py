@@ -121,3 +121,9 @@ def test_what_else_makes_a_question() -> None:
 
 def test_paths() -> None:
     assert path_shape("/Users/17/files/0b7e4c1e-8c6e-4a53-9b0e-1f0c2c9d7a11?x=1") == "/users/*/files/*"
+
+
+def test_attacks_of_different_build_are_different_questions() -> None:
+    texts = ["' or 1=1 -- ", "' and (2>1) or 1=1", "' union select password from users --", "<script>alert(1)</script>"]
+    assert len({payload_shape(text) for text in texts}) == len(texts)
+    assert payload_shape("' or 7=7 -- ") == payload_shape("' or 1=1 -- ")

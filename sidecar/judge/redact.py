@@ -177,22 +177,13 @@ def payload_shape(text: str) -> str:
     question of `system(1)` answered beforehand."""
     code = _CODE.search(text) is not None
     text = text.lower()
-    text = "".join(text[a:b] if not _random_looking(text[a:b]) else "#" for a, b in _pieces(text))
+    text = re.sub(r"[a-z0-9]{12,}", lambda m: "#" if _random_looking(m[0]) else m[0], text)
     text = _NUMBER.sub("0", text)
     text = _RUN.sub(lambda m: m[1] * 3 + str(_bucket(len(m[0]))), text)
     if not code:
         text = _WORD.sub(lambda m: f"w{_bucket(len(m[0]))}", text)
         text = re.sub(r"(?:w\d[ ,.]?){4,}", lambda m: f"w*{_bucket(len(m[0]))}", text)
     return text
-
-
-def _pieces(text: str) -> list[tuple[int, int]]:
-    """The text cut so that every long run stands alone."""
-    out, at = [], 0
-    for m in re.finditer(r"[a-z0-9]{12,}", text):
-        out += [(at, m.start()), m.span()]
-        at = m.end()
-    return [*out, (at, len(text))]
 
 
 def path_shape(path: str) -> str:
