@@ -105,6 +105,17 @@ if may_install && ! has_nginx; then
     update-rc.d nginx disable >/dev/null 2>&1 || true
     deb-systemd-helper disable nginx.service >/dev/null 2>&1 || true
 fi
+# the tests' own servers are started from it; the system's stays off
+if may_install && ! command -v redis-server >/dev/null 2>&1; then
+    if deny_services; then
+        apt_install redis-server redis-sentinel || true
+    fi
+    restore_policy
+    for service in redis-server redis-sentinel; do
+        update-rc.d "$service" disable >/dev/null 2>&1 || true
+        deb-systemd-helper disable "$service.service" >/dev/null 2>&1 || true
+    done
+fi
 [ -e /usr/share/nginx/src/conf_flags ] ||
     say "no NGINX to build the module for (as root: apt-get install nginx nginx-dev): Envoy serves without it"
 has_nghttp2 || say "libnghttp2-dev isn't here (as root: apt-get install libnghttp2-dev): the portable transport will serve"
