@@ -1,7 +1,7 @@
 """Fine-tuning an instruct Llama on labelled entries: LoRA adapters, merged into the weights, then converted.
 
-What is learned is one token: the label's letter after the very prompt that serving uses, so that nothing differs between
-training and judging. Needs torch, transformers and peft, which serving doesn't.
+What is learned is one token: the label's letter after the very prompt that serving uses, so that nothing differs
+between training and judging. Needs torch, transformers and peft, which serving doesn't.
 """
 
 from __future__ import annotations
