@@ -1,4 +1,4 @@
-"""Measure a judge on labelled records: detection at fixed false positive rates, calibration, speed, classes - and what it
+"""Measure a judge on labelled records: detection at fixed false positive rates, calibration, speed, classes, what it
 adds to the inline text model.
 
 Three deciders are compared on the same requests: the inline text model alone (its score of the whole request), the
@@ -74,8 +74,12 @@ class Judge:
         texts: list[str] = []
         owner: list[int] = []
         for k, example in enumerate(examples):
-            shown = render(example.escalation, int(self.manifest["entry_chars"]), int(self.manifest["windows_max"]),
-                           int(self.manifest.get("window_chars", WINDOW_CHARS)))
+            shown = render(
+                example.escalation,
+                int(self.manifest["entry_chars"]),
+                int(self.manifest["windows_max"]),
+                int(self.manifest.get("window_chars", WINDOW_CHARS)),
+            )
             texts += shown
             owner += [k] * len(shown)
         raw = self.scorer.probabilities(self.encoder(texts))
@@ -96,15 +100,28 @@ class Judge:
             at = time.perf_counter()
             self.scorer.probabilities([row])
             took.append((time.perf_counter() - at) * 1000.0)
-        return Speed(len(tokens), whole, float(np.percentile(took, 50)), float(np.percentile(took, 99)),
-                     float(np.mean([len(t) for t in tokens])))
+        return Speed(
+            len(tokens),
+            whole,
+            float(np.percentile(took, 50)),
+            float(np.percentile(took, 99)),
+            float(np.mean([len(t) for t in tokens])),
+        )
 
 
 # ---------------------------------------------------------------- what is measured
 
 
-def _add(into: dict[tuple[str, bool], Slice], name: str, record: Record, hostile: bool, cls: str, linear: Callable[..., Any],
-         score: Score, maker: Maker) -> None:
+def _add(
+    into: dict[tuple[str, bool], Slice],
+    name: str,
+    record: Record,
+    hostile: bool,
+    cls: str,
+    linear: Callable[..., Any],
+    score: Score,
+    maker: Maker,
+) -> None:
     row = into.setdefault((name, hostile), Slice(name, hostile))
     place, text = worst_value(record, score)
     e = escalation_of(maker.rng, record, place, text, maker.story(False))
@@ -115,8 +132,8 @@ def _add(into: dict[tuple[str, bool], Slice], name: str, record: Record, hostile
 
 
 def slices_of(data: Dataset, whole: Sequence[Path], told: Stories, host: Any, seed: int = 0) -> list[Slice]:
-    """The hold-out of `data` and all of the record files in `whole`, as slices. Payloads go into held-out benign requests,
-    those of `whole` too where they are attacks without a request of their own (wcp_attack)."""
+    """The hold-out of `data` and all of the record files in `whole`, as slices. Payloads go into held-out benign
+    requests, those of `whole` too where they are attacks without a request of their own (wcp_attack)."""
     maker = Maker(data, "holdout", told, seed)
     found: dict[tuple[str, bool], Slice] = {}
     for r in data.benign("holdout"):
@@ -134,13 +151,22 @@ def slices_of(data: Dataset, whole: Sequence[Path], told: Stories, host: Any, se
     for path in whole:
         for e in read_file(path):
             if e.get("label") in (0, 1):
-                _add(found, path.name.split(".")[0], e, bool(e["label"]), str(e.get("cls") or ""), host.linear,
-                     host.text_scores, maker)
+                _add(
+                    found,
+                    path.name.split(".")[0],
+                    e,
+                    bool(e["label"]),
+                    str(e.get("cls") or ""),
+                    host.linear,
+                    host.text_scores,
+                    maker,
+                )
     for example in told.examples:
         row = found.setdefault(("simulated", example.label != "benign"), Slice("simulated", example.label != "benign"))
         row.examples.append(example)
-        row.inline.append(float("-inf") if not example.escalation.text
-                          else float(host.text_scores([example.escalation.text])[0]))
+        row.inline.append(
+            float("-inf") if not example.escalation.text else float(host.text_scores([example.escalation.text])[0])
+        )
     return [found[key] for key in sorted(found, key=lambda key: (key[1], key[0]))]
 
 
@@ -165,8 +191,8 @@ def cut(benign: Floats, rate: float) -> float:
 
 
 def split_cuts(inline: Floats, judge: Floats, rate: float) -> tuple[float, float]:
-    """Thresholds for `either flags` at this false positive rate in all: half of it to the inline model, to the judge what
-    then is left."""
+    """Thresholds for `either flags` at this false positive rate in all: half of it to the inline model, to the judge
+    what then is left."""
     first = cut(inline, rate / 2)
     room = int(len(inline) * rate) - int(above(inline, first).sum())
     rest = np.sort(judge[~above(inline, first)])
@@ -187,12 +213,17 @@ def compare(slices: Sequence[Slice], rates: Sequence[float] = RATES) -> dict[str
         for s in slices:
             x, y = np.asarray(s.inline), s.malicious
             rows[f"{s.name} {'attack' if s.hostile else 'benign'}"] = {
-                "requests": len(x), "inline": round(float(above(x, one).mean()), 4), "judge": round(float(above(y, two).mean()), 4),
-                "either": round(float((above(x, a) | above(y, b)).mean()), 4)}
+                "requests": len(x),
+                "inline": round(float(above(x, one).mean()), 4),
+                "judge": round(float(above(y, two).mean()), 4),
+                "either": round(float((above(x, a) | above(y, b)).mean()), 4),
+            }
         out["rates"][f"{rate:g}"] = {"thresholds": {"inline": one, "judge": two, "either": [a, b]}, "slices": rows}
     hostile = [s for s in slices if s.hostile and s.name != "simulated"]
-    out["auc"] = {s.name: {"inline": round(auc(inline, np.asarray(s.inline)), 4), "judge": round(auc(judge, s.malicious), 4)}
-                  for s in hostile}
+    out["auc"] = {
+        s.name: {"inline": round(auc(inline, np.asarray(s.inline)), 4), "judge": round(auc(judge, s.malicious), 4)}
+        for s in hostile
+    }
     return out
 
 
@@ -200,16 +231,21 @@ def classes(slices: Sequence[Slice], threshold: float) -> dict[str, dict[str, An
     """Per label, over all slices: how many are flagged at the threshold and how many are given this very label."""
     p = np.concatenate([s.probabilities for s in slices])
     named = [e.label for s in slices for e in s.examples]
-    out = {}
+    out: dict[str, dict[str, Any]] = {}
     for k, label in enumerate(LABELS):
         here = np.array([name == label for name in named])
         if here.any():
-            out[label] = {"requests": int(here.sum()), "flagged": round(float((1 - p[here, 0] >= threshold).mean()), 4),
-                          "same_label": round(float((p[here].argmax(1) == k).mean()), 4)}
+            out[label] = {
+                "requests": int(here.sum()),
+                "flagged": round(float((1 - p[here, 0] >= threshold).mean()), 4),
+                "same_label": round(float((p[here].argmax(1) == k).mean()), 4),
+            }
     return out
 
 
-def evaluate(folder: Path, slices: Sequence[Slice], tell: Callable[[str, float], None] = lambda stage, share: None) -> dict[str, Any]:
+def evaluate(
+    folder: Path, slices: Sequence[Slice], tell: Callable[[str, float], None] = lambda stage, share: None
+) -> dict[str, Any]:
     """Ask the judge about all slices and put the figures together; fills in the slices' probabilities."""
     judge = Judge(folder)
     for k, s in enumerate(slices):
@@ -221,14 +257,27 @@ def evaluate(folder: Path, slices: Sequence[Slice], tell: Callable[[str, float],
     thresholds = judge.manifest["thresholds"]["malicious"]
     few = [e for s in slices for e in s.examples[:100]]
     speed = judge.speed(few)
-    shipped = {rate: {f"{s.name} {'attack' if s.hostile else 'benign'}": round(float((s.malicious >= t).mean()), 4) for s in slices}
-               for rate, t in thresholds.items()}
+    shipped = {
+        rate: {
+            f"{s.name} {'attack' if s.hostile else 'benign'}": round(float((s.malicious >= t).mean()), 4)
+            for s in slices
+        }
+        for rate, t in thresholds.items()
+    }
     return {
-        "judge": judge.manifest.get("name", folder.name), **compare(slices), "as_shipped": {"thresholds": thresholds, "shares": shipped},
-        "calibration": {"ece": error, "bins": bins}, "classes": classes(slices, float(thresholds["0.01"])),
+        "judge": judge.manifest.get("name", folder.name),
+        **compare(slices),
+        "as_shipped": {"thresholds": thresholds, "shares": shipped},
+        "calibration": {"ece": error, "bins": bins},
+        "classes": classes(slices, float(thresholds["0.01"])),
         "mass_min": round(float(min(s.mass.min() for s in slices)), 4),
-        "speed": {"windows_per_second": round(speed.per_second, 1), "p50_ms": round(speed.p50_ms, 2), "p99_ms": round(speed.p99_ms, 2),
-                  "tokens_mean": round(speed.tokens_mean, 1)}}
+        "speed": {
+            "windows_per_second": round(speed.per_second, 1),
+            "p50_ms": round(speed.p50_ms, 2),
+            "p99_ms": round(speed.p99_ms, 2),
+            "tokens_mean": round(speed.tokens_mean, 1),
+        },
+    }
 
 
 # ---------------------------------------------------------------- plots
@@ -245,7 +294,9 @@ def plots(slices: Sequence[Slice], out: Path) -> list[Path]:
     benign = [s for s in slices if not s.hostile and s.name != "simulated"]
     hostile = [s for s in slices if s.hostile and s.name != "simulated"]
     sides: dict[str, Callable[[Slice], Floats]] = {
-        "inline": lambda s: np.asarray(s.inline), "judge": lambda s: s.malicious}
+        "inline": lambda s: np.asarray(s.inline),
+        "judge": lambda s: s.malicious,
+    }
     figure, axis = plt.subplots(figsize=(7, 4.5))
     rates = np.geomspace(2e-4, 0.1, 60)
     for s, colour in zip(hostile, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False):
@@ -254,9 +305,20 @@ def plots(slices: Sequence[Slice], out: Path) -> list[Path]:
             shares = [above(sides[name](s), cut(quiet[name], r)).mean() for r in rates]
             axis.plot(rates, shares, style, color=colour, label=f"{s.name}, {name}")
         both = [split_cuts(quiet["inline"], quiet["judge"], r) for r in rates]
-        axis.plot(rates, [(above(np.asarray(s.inline), a) | above(s.malicious, b)).mean() for a, b in both], ":", color=colour,
-                  label=f"{s.name}, either")
-    axis.set(xscale="log", xlabel="false positive rate", ylabel="attacks flagged", ylim=(0, 1.02), title="Detection on sources left out")
+        axis.plot(
+            rates,
+            [(above(np.asarray(s.inline), a) | above(s.malicious, b)).mean() for a, b in both],
+            ":",
+            color=colour,
+            label=f"{s.name}, either",
+        )
+    axis.set(
+        xscale="log",
+        xlabel="false positive rate",
+        ylabel="attacks flagged",
+        ylim=(0, 1.02),
+        title="Detection on sources left out",
+    )
     axis.legend(fontsize=7)
     axis.grid(alpha=0.3)
     roc = out / "roc.png"
@@ -265,8 +327,10 @@ def plots(slices: Sequence[Slice], out: Path) -> list[Path]:
     plt.close(figure)
     figure, axis = plt.subplots(figsize=(4.5, 4.5))
     for name, chosen in (("all", slices), ("text", [*benign, *hostile])):
-        _, bins = reliability(np.concatenate([s.malicious for s in chosen]),
-                              np.concatenate([np.full(len(s.examples), s.hostile) for s in chosen]))
+        _, bins = reliability(
+            np.concatenate([s.malicious for s in chosen]),
+            np.concatenate([np.full(len(s.examples), s.hostile) for s in chosen]),
+        )
         axis.plot([b["predicted"] for b in bins], [b["observed"] for b in bins], "o-", label=name)
     axis.plot([0, 1], [0, 1], "k:", lw=1)
     axis.set(xlabel="said: probability that it is hostile", ylabel="share that was", title="Reliability")

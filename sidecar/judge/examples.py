@@ -30,8 +30,23 @@ CLASSES: dict[str, Label] = {
     **dict.fromkeys(("lfi", "File Inclusion", "Directory Traversal", "path-traversal"), "path_traversal"),
     **dict.fromkeys(("shell", "shock", "Command Injection", "cmdi", "cmdexe", "shellshock"), "command_injection"),
     **dict.fromkeys(("code", "ssti", "ssi", "jndi", "log4shell", "Server Side Include Injection"), "code_injection"),
-    **dict.fromkeys(("nosql", "mail", "crlf", "ldap", "xxe", "ssrf", "proto", "rfi", "XXE Injection", "LDAP Injection",
-                     "NoSQL Injection", "CRLF Injection"), "other_injection"),
+    **dict.fromkeys(
+        (
+            "nosql",
+            "mail",
+            "crlf",
+            "ldap",
+            "xxe",
+            "ssrf",
+            "proto",
+            "rfi",
+            "XXE Injection",
+            "LDAP Injection",
+            "NoSQL Injection",
+            "CRLF Injection",
+        ),
+        "other_injection",
+    ),
     # the classes of a rule set's tests
     "REQUEST-930-APPLICATION-ATTACK-LFI": "path_traversal",
     "REQUEST-931-APPLICATION-ATTACK-RFI": "other_injection",
@@ -130,8 +145,34 @@ def worst_value(record: Record, score: Score) -> tuple[str, str]:
 
 # ---------------------------------------------------------------- escalations
 
-_NAMES = ("q", "id", "name", "search", "query", "text", "title", "comment", "message", "filter", "url", "file", "path",
-          "user", "email", "lang", "item", "data", "value", "content", "note", "subject", "code", "ref", "p", "page")
+_NAMES = (
+    "q",
+    "id",
+    "name",
+    "search",
+    "query",
+    "text",
+    "title",
+    "comment",
+    "message",
+    "filter",
+    "url",
+    "file",
+    "path",
+    "user",
+    "email",
+    "lang",
+    "item",
+    "data",
+    "value",
+    "content",
+    "note",
+    "subject",
+    "code",
+    "ref",
+    "p",
+    "page",
+)
 _CLIENTS = ("203.0.113.", "198.51.100.", "192.0.2.", "10.0.0.", "192.168.1.")
 
 
@@ -140,7 +181,8 @@ def client_of(rng: random.Random) -> str:
     if rng.random() < 0.1:
         return f"2001:db8::{rng.randrange(65536):x}"
     if rng.random() < 0.7:
-        return f"{rng.choice((5, 23, 45, 81, 93, 104, 142, 185))}.{rng.randrange(256)}.{rng.randrange(256)}.{rng.randrange(1, 255)}"
+        first = rng.choice((5, 23, 45, 81, 93, 104, 142, 185))
+        return f"{first}.{rng.randrange(256)}.{rng.randrange(256)}.{rng.randrange(1, 255)}"
     return f"{rng.choice(_CLIENTS)}{rng.randrange(1, 255)}"
 
 
@@ -150,15 +192,32 @@ def _status_of(rng: random.Random, recorded: Any) -> int | None:
     return int(recorded) if recorded else rng.choice((200, 200, 200, 200, 201, 204, 302, 400, 403, 404, 500))
 
 
-def escalation_of(rng: random.Random, record: Record, place: str, text: str,
-                  story: tuple[dict[str, float], tuple[str, ...]] | None = None) -> Escalation:
+def escalation_of(
+    rng: random.Random,
+    record: Record,
+    place: str,
+    text: str,
+    story: tuple[dict[str, float], tuple[str, ...]] | None = None,
+) -> Escalation:
     """An escalation of this value of the record."""
     headers = {str(k).lower(): str(v) for k, v in dict(record.get("headers") or {}).items()}
     features, recent = story or ({}, ())
-    return redact(Escalation(
-        id=f"{rng.getrandbits(64):016x}", ts=0.0, service="", method=str(record.get("method", "GET")),
-        path=str(record.get("url", "/")), client=client_of(rng), user_agent=headers.get("user-agent", ""),
-        place=place, text=text, status=_status_of(rng, record.get("status")), story=features, recent=recent))
+    return redact(
+        Escalation(
+            id=f"{rng.getrandbits(64):016x}",
+            ts=0.0,
+            service="",
+            method=str(record.get("method", "GET")),
+            path=str(record.get("url", "/")),
+            client=client_of(rng),
+            user_agent=headers.get("user-agent", ""),
+            place=place,
+            text=text,
+            status=_status_of(rng, record.get("status")),
+            story=features,
+            recent=recent,
+        )
+    )
 
 
 def placed(rng: random.Random, text: str) -> tuple[str, str]:
@@ -185,7 +244,6 @@ def stories(scenarios: Iterable[Any], seed: int, each_max: int = 6000) -> Storie
     first those of whose clients there is something to say."""
     from native.arenafile import ArenaFile
     from native.engine import BEHAVIOUR_FEATURE_NAMES, Engine
-
     from sidecar.config import Settings
     from sidecar.judge.render import story_words
     from sidecar.policy import compile_policy
@@ -202,8 +260,9 @@ def stories(scenarios: Iterable[Any], seed: int, each_max: int = 6000) -> Storie
             arena.write_policy(compile_policy(Settings()))
             engine: Any = Engine(arena, keep_features=True)
             for r in simulate(scenario):
-                decision = engine.decide(r.method, r.url, r.headers, body=r.body, client=r.client,
-                                         principal=r.principal, ts=r.ts)
+                decision = engine.decide(
+                    r.method, r.url, r.headers, body=r.body, client=r.client, principal=r.principal, ts=r.ts
+                )
                 client = r.client or ""
                 seen[client] += 1
                 kind = r.cls or "benign"
@@ -222,7 +281,13 @@ def stories(scenarios: Iterable[Any], seed: int, each_max: int = 6000) -> Storie
             label: Label = "benign" if key.startswith("benign") else "abuse"
             share = each_max // 2 // max(1, hostile if label == "abuse" else len(rows) - hostile)
             for r, features, recent in rng.sample(found, min(len(found), share)):
-                record = {"method": r.method, "url": r.url, "headers": dict(r.headers), "body": r.body, "status": r.status}
+                record = {
+                    "method": r.method,
+                    "url": r.url,
+                    "headers": dict(r.headers),
+                    "body": r.body,
+                    "status": r.status,
+                }
                 # what isn't held against its text comes without one, or with a value that says nothing
                 place, text = rng.choice(values_of(record)) if rng.random() < 0.5 else ("", "")
                 (out.benign if label == "benign" else out.abuse).append((features, recent))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import itertools
 import re
 from dataclasses import replace
 from urllib.parse import unquote
@@ -27,18 +28,21 @@ _SECRET_WORD = (
 _SECRET_KEY = re.compile(rf"(?:^|[^a-z])(?:{_SECRET_WORD})(?:$|[^a-z])", re.IGNORECASE)
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _KEY = r"(?:[A-Za-z0-9_.\-\[\]]|%5[bBdD]){1,48}"
-_QUOTED = re.compile(
-    rf"""(["'])({_KEY})\1(\s{{0,8}}[:=]\s{{0,8}})(["'])((?:(?!\4)[^\\]|\\.){{1,4096}})""", re.DOTALL)
+_QUOTED = re.compile(rf"""(["'])({_KEY})\1(\s{{0,8}}[:=]\s{{0,8}})(["'])((?:(?!\4)[^\\]|\\.){{1,4096}})""", re.DOTALL)
 _BARE_KEY = re.compile(rf"(?<![A-Za-z0-9])({_KEY})\s{{0,4}}(?:=|%3[dD]|:)\s{{0,4}}[\"']?")
 _BARE_VALUE = re.compile(r"[^&;,\s\"'<>{}]{1,4096}")
-_SCHEME = re.compile(r"\b(Bearer|Basic|Token|Digest|Negotiate|ApiKey)((?:\s|%20|\+){1,4})([A-Za-z0-9._~+/=\-]{8,})", re.IGNORECASE)
+_SCHEME = re.compile(
+    r"\b(Bearer|Basic|Token|Digest|Negotiate|ApiKey)((?:\s|%20|\+){1,4})([A-Za-z0-9._~+/=\-]{8,})", re.IGNORECASE
+)
 _JWT = re.compile(r"\beyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{4,}(?:\.[A-Za-z0-9_\-]*){0,3}")
 _ISSUED = re.compile(
     r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bxox[abeprs]-[A-Za-z0-9\-]{10,}|"
     r"\b[srp]k_(?:live|test)_[A-Za-z0-9]{10,}|\bAIza[A-Za-z0-9_\-]{30,}|\bya29\.[A-Za-z0-9_\-]{20,}|\bglpat-[A-Za-z0-9_\-]{16,}"
 )
 _CARD = re.compile(r"(?<![0-9A-Za-z])[0-9](?:(?:[ \-+]|%20)?[0-9]){12,18}(?![0-9A-Za-z])")
-_MAIL = re.compile(r"(?<![A-Za-z0-9._\-])([A-Za-z0-9._\-]{1,64})(?=(?:\+[A-Za-z0-9._\-]{0,64})?(?:@|%40)[A-Za-z0-9\-]{1,63}\.[A-Za-z])")
+_MAIL = re.compile(
+    r"(?<![A-Za-z0-9._\-])([A-Za-z0-9._\-]{1,64})(?=(?:\+[A-Za-z0-9._\-]{0,64})?(?:@|%40)[A-Za-z0-9\-]{1,63}\.[A-Za-z])"
+)
 _LONG = re.compile(r"[A-Za-z0-9_\-]{24,}")
 _PATH_TOKEN = re.compile(r"(?<=/)[A-Za-z0-9_\-]{20,}(?=/|$|\?)")
 _MASKED = re.compile(r"%([0-9a-fA-F]{2})|\\u([0-9a-fA-F]{4})|([A-Z])|([a-z])|([0-9])|([^\W\d_])")
@@ -100,7 +104,7 @@ def _unbase64(run: str) -> bytes:
 def _random_looking(run: str) -> bool:
     """Letters and digits that change often: ids and tokens, not words joined by dashes."""
     kinds = [("d" if c.isdigit() else "u" if c.isupper() else "l") for c in run if c.isalnum()]
-    turns = sum(a != b for a, b in zip(kinds, kinds[1:], strict=False))
+    turns = sum(a != b for a, b in itertools.pairwise(kinds))
     return "d" in kinds and len(set(kinds)) > 1 and turns >= len(kinds) / 6 and not _says_something(run)
 
 
@@ -197,11 +201,18 @@ def shape_of(e: Escalation) -> str:
     what the client has been doing in words."""
     place = re.sub(r"\d+", "0", e.place.lower())
     parts = [
-        e.method.upper(), path_shape(e.path), place, payload_shape(e.text), str((e.status or 0) // 100),
+        e.method.upper(),
+        path_shape(e.path),
+        place,
+        payload_shape(e.text),
+        str((e.status or 0) // 100),
         ",".join(sorted(story_words(e.story)[1:])),
     ]
     if not e.text:  # the question is about what the client does
-        parts += ["|".join(_NUMBER.sub("0", path_shape(shape)) for shape in e.recent[-3:]), payload_shape(e.path.partition("?")[2])]
+        parts += [
+            "|".join(_NUMBER.sub("0", path_shape(shape)) for shape in e.recent[-3:]),
+            payload_shape(e.path.partition("?")[2]),
+        ]
     digest = hashlib.blake2b(digest_size=16, person=b"outrider-shape")
     for part in parts:
         raw = part.encode("utf-8", "surrogatepass")

@@ -195,7 +195,10 @@ def story_words(story: dict[str, float]) -> list[str]:
     say(_many(_count(value("paths")), 25, 80), "paths")
     say(_many(_count(value("agents")), 3, 6), "user agents")
     minute = _count(value("requests_60s"))
-    say("flood of" if minute >= 600 else "many" if minute >= 120 else "several" if minute >= 30 else "", "requests a minute")
+    say(
+        "flood of" if minute >= 600 else "many" if minute >= 120 else "several" if minute >= 30 else "",
+        "requests a minute",
+    )
     if requests >= 10 and value("gap_deviation") < 0.15:
         out.append("clockwork")
     age = _count(value("age"))

@@ -41,7 +41,7 @@ REMOTE = tuple(Attack(name, variant) for name, variants in ATTACKS.items() for v
 Tell = Callable[[str, float], None]
 Floats = NDArray[np.floating[Any]]
 
-# what the judge that ships is trained from: permissive licences only. wcp_attack (MIT / Apache-2.0) is kept to measure with
+# what the judge that ships is trained from: permissive licences only. wcp_attack is kept to measure with
 DEFAULT_SOURCES: dict[str, str] = {
     "wcp_benign.jsonl.gz": "MIT / Apache-2.0",
     "api_benign.jsonl.gz": "MIT / Apache-2.0",
@@ -99,7 +99,9 @@ def read(paths: Sequence[Path], seed: int, grammar_texts: int) -> Dataset:
     try:
         data = load(paths, seed, grammar_texts)
     except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
-        raise JudgeTrainingError(f"cannot read the data: {error} (request records, payload lists or CSV as for train)") from error
+        raise JudgeTrainingError(
+            f"cannot read the data: {error} (request records, payload lists or CSV as for train)"
+        ) from error
     data.texts = [t for t in data.texts if not t.group.startswith(_LEFT_OUT_GROUPS)]
     return data
 
@@ -108,8 +110,9 @@ def scenarios(seed: int, count: int) -> list[Scenario]:
     return [Scenario(250, 4.0, seed * 100 + k, REMOTE, start_hour=(7 + 5 * k) % 20) for k in range(count)]
 
 
-def examples_of(data: Dataset, told: Stories, split: Any, score: Score, shape: Shape, seed: int,
-                disguise: float | None = None) -> list[Example]:
+def examples_of(
+    data: Dataset, told: Stories, split: Any, score: Score, shape: Shape, seed: int, disguise: float | None = None
+) -> list[Example]:
     """A split's examples of all labels, shuffled."""
     maker = Maker(data, split, told, seed)
     disguise = shape.disguise if disguise is None else disguise
@@ -131,15 +134,18 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, show_progress=False, max_token_length=24,
+        vocab_size=vocabulary,
+        show_progress=False,
+        max_token_length=24,
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in CONTROL],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
 class Encoder:
-    """Entries to tokens, as whoever serves the model has to do it: what a client wrote never becomes a control token."""
+    """Entries to tokens, as whoever serves the model does it: what a client wrote never becomes a control token."""
 
     def __init__(self, tokenizer: Any, tokens_max: int) -> None:
         self.tokenizer = tokenizer
@@ -180,9 +186,19 @@ def build(shape: Shape, vocabulary: int, seed: int) -> Any:
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=shape.hidden, intermediate_size=shape.inner, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.heads, max_position_embeddings=shape.tokens_max,
-        tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2, attention_bias=False)
+        vocab_size=vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=shape.tokens_max,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        attention_bias=False,
+    )
     return LlamaForCausalLM(config)
 
 
@@ -225,8 +241,11 @@ def fit(model: Any, rows: Rows, encoder: Encoder, shape: Shape, seed: int, tell:
     targets = torch.tensor(encoder.labels)
     decay = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
-                                  lr=shape.learning_rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
+        lr=shape.learning_rate,
+        betas=(0.9, 0.98),
+    )
     started, seen, losses = time.monotonic(), 0, 0.0
     todo: list[list[int]] = []
     model.train()
@@ -237,14 +256,18 @@ def fit(model: Any, rows: Rows, encoder: Encoder, shape: Shape, seed: int, tell:
             todo = batches(rows, shape.batch_tokens, rng)
         batch = todo.pop()
         share = max(seen / shape.steps_rows, (time.monotonic() - started) / 60.0 / shape.minutes_max)
-        rate = shape.learning_rate * (min(1.0, share / 0.03) if share < 0.03 else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+        rate = shape.learning_rate * (
+            min(1.0, share / 0.03) if share < 0.03 else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+        )
         for group in optimizer.param_groups:
             group["lr"] = max(rate, shape.learning_rate * 0.01)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast):
             logits = last_logits(model, [rows.tokens[k] for k in batch]).float()
         numbers = torch.tensor([rows.labels[k] for k in batch])
-        loss = (torch.nn.functional.cross_entropy(logits, targets[numbers], reduction="none", label_smoothing=0.0)
-                * weights[numbers]).mean()
+        loss = (
+            torch.nn.functional.cross_entropy(logits, targets[numbers], reduction="none", label_smoothing=0.0)
+            * weights[numbers]
+        ).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -266,8 +289,9 @@ def convert(model: Any, tokenizer: Any, out: Path) -> None:
 
     with tempfile.TemporaryDirectory(prefix="outrider-judge-") as scratch:
         model.save_pretrained(scratch)
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=ENTRY, eos_token=VERDICT, unk_token=PAD,
-                                pad_token=PAD).save_pretrained(scratch)
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, bos_token=ENTRY, eos_token=VERDICT, unk_token=PAD, pad_token=PAD
+        ).save_pretrained(scratch)
         TransformersConverter(scratch).convert(str(out), quantization="int8", force=True)
     tokenizer.save(str(out / "tokenizer.json"))
 
@@ -357,10 +381,18 @@ def digest(path: Path) -> str:
 def write_manifest(out: Path, **fields: Any) -> dict[str, Any]:
     files = sorted(p.name for p in out.iterdir() if p.is_file() and p.name != MANIFEST)
     manifest = {
-        "format": FORMAT, "kind": "embedded", "tokenizer": "tokenizer.json",
-        "prefix": [ENTRY], "suffix": [VERDICT], "labels": {label: f"<|{label}|>" for label in LABELS},
-        "entry_chars": ENTRY_CHARS, "window_chars": WINDOW_CHARS, "windows_max": WINDOWS_MAX, "min_mass": 0.5,
-        **fields, "files": {name: digest(out / name) for name in files},
+        "format": FORMAT,
+        "kind": "embedded",
+        "tokenizer": "tokenizer.json",
+        "prefix": [ENTRY],
+        "suffix": [VERDICT],
+        "labels": {label: f"<|{label}|>" for label in LABELS},
+        "entry_chars": ENTRY_CHARS,
+        "window_chars": WINDOW_CHARS,
+        "windows_max": WINDOWS_MAX,
+        "min_mass": 0.5,
+        **fields,
+        "files": {name: digest(out / name) for name in files},
     }
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
@@ -369,8 +401,18 @@ def write_manifest(out: Path, **fields: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------- all of it
 
 
-def train(sources: Sequence[Path], out: Path, *, seed: int = 0, shape: Shape | None = None, licences: dict[str, str] | None = None,
-          leave_out: Sequence[str] = (), name: str = "", threads: int = 1, tell: Tell = lambda stage, share: None) -> dict[str, Any]:
+def train(
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    seed: int = 0,
+    shape: Shape | None = None,
+    licences: dict[str, str] | None = None,
+    leave_out: Sequence[str] = (),
+    name: str = "",
+    threads: int = 1,
+    tell: Tell = lambda stage, share: None,
+) -> dict[str, Any]:
     """Train, convert, calibrate, and write a judge folder; what is there is replaced. Returns its manifest.
 
     leave_out: sources (a file's name without its ending) that are measured and not trained on. Raises
@@ -379,7 +421,9 @@ def train(sources: Sequence[Path], out: Path, *, seed: int = 0, shape: Shape | N
         import torch
         import transformers
     except ImportError as error:
-        raise JudgeTrainingError(f"{error.name} is missing: training needs torch and transformers (pip install torch transformers)") from error
+        raise JudgeTrainingError(
+            f"{error.name} is missing: training needs torch and transformers (pip install torch transformers)"
+        ) from error
     from native.text import TextHost
     from sidecar.core import DEFAULT_BUNDLE
     from sidecar.judge.scorer import Scorer
@@ -398,13 +442,19 @@ def train(sources: Sequence[Path], out: Path, *, seed: int = 0, shape: Shape | N
     held = examples_of(data, stories(scenarios(seed + 2, 1), seed + 1, 2000), "calibrate", score, shape, seed, 0.15)
     kinds = Counter(example.label for example in made)
     if kinds["benign"] < 20 or len(kinds) < 2:
-        raise JudgeTrainingError(f"{kinds['benign']} benign examples and {len(made) - kinds['benign']} others: give both kinds")
+        raise JudgeTrainingError(
+            f"{kinds['benign']} benign examples and {len(made) - kinds['benign']} others: give both kinds"
+        )
     if len(held) < 20 or len({example.label == "benign" for example in held}) < 2:
-        raise JudgeTrainingError("too few groups (sites, repositories, payload files) to hold some back for calibration; give more")
+        raise JudgeTrainingError(
+            "too few groups (sites, repositories, payload files) to hold some back for calibration; give more"
+        )
     tell("tokenizer", 0.0)
     rng = random.Random(f"{seed}:tokenizer")
     sample = rng.sample(made, min(len(made), 30_000))
-    tokenizer = train_tokenizer([text for example in sample for text in entries(example, rng, most=1)], shape.vocabulary)
+    tokenizer = train_tokenizer(
+        [text for example in sample for text in entries(example, rng, most=1)], shape.vocabulary
+    )
     encoder = Encoder(tokenizer, shape.tokens_max)
     rows = rows_of(made, encoder, seed)
     model = build(shape, tokenizer.get_vocab_size(), seed)
@@ -426,24 +476,49 @@ def train(sources: Sequence[Path], out: Path, *, seed: int = 0, shape: Shape | N
     malicious = 1.0 - sure[:, 0]
     benign = malicious[labels[present] == 0]
     thresholds = {f"{rate:g}": round(threshold_at(benign, rate), 6) for rate in FALSE_POSITIVE_RATES}
-    error, bins = reliability(malicious, labels[present] != 0)
-    flips = _flips(calibrated(exact[:, :-1], temperature, bias), calibrated(quantised[:, :-1], temperature, bias), thresholds)
-    sources_used = {**{p.name: {"licence": (licences or {}).get(p.name, "not stated")} for p in used},
-                    "attack_grammar": {"licence": "of this project"}, "benign_grammar": {"licence": "of this project"},
-                    "simulated": {"licence": "of this project"}}
+    ece, bins = reliability(malicious, labels[present] != 0)
+    flips = _flips(
+        calibrated(exact[:, :-1], temperature, bias), calibrated(quantised[:, :-1], temperature, bias), thresholds
+    )
+    sources_used = {
+        **{p.name: {"licence": (licences or {}).get(p.name, "not stated")} for p in used},
+        "attack_grammar": {"licence": "of this project"},
+        "benign_grammar": {"licence": "of this project"},
+        "simulated": {"licence": "of this project"},
+    }
     by_source = Counter(example.source for example in made)
     for source, entry in sources_used.items():
         entry["examples"] = by_source[source.split(".")[0]]  # type: ignore[assignment]
     parameters = sum(p.numel() for p in model.parameters())
     manifest = write_manifest(
-        fresh, name=name or out.name, max_tokens=shape.tokens_max, parameters=parameters, quantization="int8",
-        calibration={"temperature": round(temperature, 6), "bias": dict(zip(LABELS, bias, strict=True)),
-                     "ece": error, "reliability": bins},
+        fresh,
+        name=name or out.name,
+        max_tokens=shape.tokens_max,
+        parameters=parameters,
+        quantization="int8",
+        calibration={
+            "temperature": round(temperature, 6),
+            "bias": dict(zip(LABELS, bias, strict=True)),
+            "ece": ece,
+            "reliability": bins,
+        },
         thresholds={"malicious": thresholds},
-        training={"seed": seed, "shape": asdict(shape), "examples": dict(kinds), "sources": sources_used, **fitted,
-                  "torch": torch.__version__, "transformers": transformers.__version__},
-        metrics={"calibration_examples": len(held), "tokens_mean": round(float(np.mean([len(t) for t in rows.tokens])), 1),
-                 "int8": flips, "classes": class_table(sure, labels[present], thresholds)})
+        training={
+            "seed": seed,
+            "shape": asdict(shape),
+            "examples": dict(kinds),
+            "sources": sources_used,
+            **fitted,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        metrics={
+            "calibration_examples": len(held),
+            "tokens_mean": round(float(np.mean([len(t) for t in rows.tokens])), 1),
+            "int8": flips,
+            "classes": class_table(sure, labels[present], thresholds),
+        },
+    )
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)
     return manifest
@@ -452,9 +527,12 @@ def train(sources: Sequence[Path], out: Path, *, seed: int = 0, shape: Shape | N
 def _flips(exact: Floats, quantised: Floats, thresholds: dict[str, float]) -> dict[str, Any]:
     """How int8 differs from float32: verdicts, and sides of each threshold."""
     a, b = 1.0 - exact[:, 0], 1.0 - quantised[:, 0]
-    return {"windows": len(a), "labels_changed": int((exact.argmax(1) != quantised.argmax(1)).sum()),
-            "crossed": {rate: int(((a >= t) != (b >= t)).sum()) for rate, t in thresholds.items()},
-            "probability_change_max": round(float(np.abs(exact - quantised).max()), 4)}
+    return {
+        "windows": len(a),
+        "labels_changed": int((exact.argmax(1) != quantised.argmax(1)).sum()),
+        "crossed": {rate: int(((a >= t) != (b >= t)).sum()) for rate, t in thresholds.items()},
+        "probability_change_max": round(float(np.abs(exact - quantised).max()), 4),
+    }
 
 
 def class_table(sure: Floats, labels: NDArray[np.integer[Any]], thresholds: dict[str, float]) -> dict[str, Any]:
