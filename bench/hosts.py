@@ -187,6 +187,7 @@ def sidecar_settings(
         "listen": listen,
         "admin": {"address": f"127.0.0.1:{admin_port}"},
         "arena": {"path": str(folder / "arena"), "clients": 16384},
+        "judge": {"enabled": False},  # measured by itself: judge_latency.py
         "client": {"address_header": CLIENT_HEADER},
         "latency": {"budget": "20ms", "skip": []},
         "log": {"level": "warning", "format": "text"},

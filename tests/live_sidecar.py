@@ -47,6 +47,7 @@ class Sidecar:
             "listen": {"address": f"unix:{folder}/grpc.sock", "drain": "0s", "threads": 1},
             "admin": {"address": f"127.0.0.1:{self.admin}"},
             "arena": {"path": str(self.arena), "clients": 1024},
+            "judge": {"enabled": False},
             "decision_log": {"path": str(folder / "decisions.jsonl")},
             "latency": {"budget": "1s"},
         }

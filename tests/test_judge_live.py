@@ -32,7 +32,7 @@ class Pod(Sidecar):
                 "thresholds": {"tag": 0.5, "throttle": None, "challenge": None, "block": None},
                 "listen": {"auth_request": f"127.0.0.1:{self.auth}"},
                 "escalation": {"client_per_minute": 1000, "per_second": 1000},
-                "judge": {"again": "1s"},
+                "judge": {"enabled": True, "again": "1s"},
                 **over,
             },
         )
@@ -165,7 +165,7 @@ def test_another_pod_enforces_it_through_redis(tmp_path: Path) -> None:
             "judge_store": {"backend": "redis", "addresses": [redis.address]},
         }
         one = Pod(tmp_path / "one", **over)
-        other = Pod(tmp_path / "other", judge={"local": False, "again": "1s"}, **over)
+        other = Pod(tmp_path / "other", judge={"enabled": True, "local": False, "again": "1s"}, **over)
         for pod in (one, other):
             pods.append(pod.start())
         until(one.is_judging, "no judge came")

@@ -12,9 +12,9 @@ QUANTIZATIONS = ("int8", "int8_float16", "int8_bfloat16", "float16", "bfloat16",
 
 @click.command(short_help="Make a judge out of a Llama-3.x-Instruct model's folder.")
 @click.argument("source", type=FOLDER)
-@click.option("--out", required=True, type=FOLDER, metavar="FOLDER", help="The judge's folder; one there is replaced.")
+@click.option("--out", required=True, type=FOLDER, metavar="FOLDER", help="The new judge's folder.")
 @click.option("--quantization", default="int8", show_default=True, type=click.Choice(QUANTIZATIONS))
-@click.option("--max-tokens", default=1536, show_default=True, type=click.IntRange(256, 8192), help="Of a whole prompt.")
+@click.option("--max-tokens", default=1536, show_default=True, type=click.IntRange(256, 8192), help="Of a prompt.")
 def command(source: Path, out: Path, quantization: str, max_tokens: int) -> None:
     """SOURCE: the folder of a Llama-3.x-Instruct as transformers saves it. Its rotary scaling, which CTranslate2's own
     converter leaves out, is put in. Needs the `train` extra.

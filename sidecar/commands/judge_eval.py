@@ -20,8 +20,8 @@ MEASURED = ("wcp_attack.jsonl.gz", "gotestwaf.jsonl.gz")  # whole sources that t
 @click.option("--json", "as_json", is_flag=True, help="All figures as JSON.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1))
 def command(folder: Path | None, default_data: Path, plots: Path | None, as_json: bool, seed: int) -> None:
-    """Detection at fixed false-positive rates on sources left out of training: the inline text model alone (trained anew
-    without them), the judge alone, either of them; then calibration, classes and speed. Some minutes.
+    """Detection at fixed false-positive rates on sources left out of training: the inline text model alone (trained
+    anew without them), the judge alone, either of them; then calibration, classes and speed. Some minutes.
 
     \b
     outrider judge eval --default-data ../shared/data --plots ./plots

@@ -14,10 +14,10 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
               help="Labelled request records, payload lists or CSV, as for outrider train; may be repeated.")
 @click.option("--default-data", type=FOLDER, metavar="DIR", help="Train the judge that ships, from the sets in DIR.")
 @click.option("--leave-out", multiple=True, metavar="NAME", help="A source that is measured and not trained on.")
-@click.option("--out", required=True, type=FOLDER, metavar="FOLDER", help="The judge's folder; one there is replaced.")
+@click.option("--out", required=True, type=FOLDER, metavar="FOLDER", help="The new judge's folder.")
 @click.option("--name", default="", help="Name in the manifest. Default: the folder's.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1))
-@click.option("--minutes", default=14.0, show_default=True, type=click.FloatRange(0.1, 1440), help="Training time at most.")
+@click.option("--minutes", default=14.0, show_default=True, type=click.FloatRange(0.1, 999), help="Of training, at most.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 64))
 def command(data: tuple[Path, ...], default_data: Path | None, leave_out: tuple[str, ...], out: Path, name: str,
             seed: int, minutes: float, threads: int) -> None:  # fmt: skip
@@ -49,4 +49,5 @@ def command(data: tuple[Path, ...], default_data: Path | None, leave_out: tuple[
             )  # fmt: skip
     except JudgeTrainingError as error:
         fail(error)
-    click.echo(f"{out}: thresholds {manifest['thresholds']['malicious']}, calibration error {manifest['calibration']['ece']}")
+    thresholds, ece = manifest["thresholds"]["malicious"], manifest["calibration"]["ece"]
+    click.echo(f"{out}: thresholds {thresholds}, calibration error {ece}")
