@@ -233,8 +233,8 @@ def block(path: Path, address: str, seconds: int, action: str, who: str) -> None
         now = store.now()
         store.decide(
             Decision(
-                decision_id("address", key), "address", key, action, "operator", 1.0, now, now + seconds, str(parsed),
-                str(parsed), provenance={"who": who},
+                decision_id("address", key), "address", key, action, "operator", 1.0, now, now + seconds,
+                shown=str(parsed), provenance={"who": who}, address=str(parsed),
             )
         )  # fmt: skip
     click.echo(f"{decision_id('address', key)}: {action} {parsed} for {seconds} s")

@@ -147,7 +147,7 @@ class Decision(Wire):
     confidence: float
     decided: float
     expires: float
-    address: str = ""
     shown: str = ""  # for people: the address, or the payload's beginning, escaped
     undone: bool = False
     provenance: dict[str, Any] = field(default_factory=dict)
+    address: str = ""
