@@ -85,6 +85,8 @@ class Enforcer:
         kind = "payload" if decision.scope == "payload" else "client"
         try:
             # an address is known under another key in each arena, unless they share client.key_file
+            if decision.scope == "address" and not decision.address:
+                raise ValueError("it names no address")
             key = self._arena.client_key(decision.address) if decision.scope == "address" else decision.key
             self._arena.block(key, seconds, decision.action, kind=kind)
         except (ArenaError, ValueError) as error:  # no room around this key, or an action of a newer version
