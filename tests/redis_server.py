@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 from redis.retry import Retry
 
 BINARY = shutil.which("redis-server") or shutil.which("valkey-server")
@@ -65,7 +65,7 @@ class RedisServer:
                     client.ping()
                     return self
                 except RedisError as error:
-                    if "NOAUTH" in str(error) or "Authentication required" in str(error):
+                    if isinstance(error, AuthenticationError):  # it is there, and asks who it is
                         return self
                     if self.process.poll() is not None or time.monotonic() > until:
                         self.stop()

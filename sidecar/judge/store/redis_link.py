@@ -121,18 +121,17 @@ class Link:
         wait_s = self.breaker.wait_s()
         if wait_s and not patient:
             raise StoreUnavailable(f"Redis can't be reached; next try in {wait_s:.1f} s")
+        client = self._made()
         try:
-            found = do(self._made())
-        except (RedisError, RedisClusterException, OSError) as error:
+            found = do(client)
+        except (RedisError, RedisClusterException, OSError, ValueError, AttributeError) as error:
             if self._closed:
                 raise StoreUnavailable("the store is closed") from None
-            self._counted("errors")
-            why = printable(f"{type(error).__name__}: {error}")
-            if self.breaker.failed():
-                log.error("Redis doesn't answer as it should: %s", why)
+            if isinstance(error, (ValueError, AttributeError)) and client is self._client:
+                raise  # not because another thread closed the connection
             if self._settings.cluster:
                 self._drop()  # it may have moved altogether
-            raise StoreUnavailable(f"Redis: {why}") from None
+            raise self._trouble(error) from None
         if self.breaker.succeeded():
             self._counted("reconnects")
             log.warning("Redis answers again")
@@ -152,12 +151,22 @@ class Link:
         self._closed = True
         self._drop()
 
+    def _trouble(self, error: Exception) -> StoreUnavailable:
+        self._counted("errors")
+        why = printable(f"{type(error).__name__}: {error}")
+        if self.breaker.failed():
+            log.error("Redis doesn't answer as it should: %s", why)
+        return StoreUnavailable(f"Redis: {why}")
+
     def _made(self) -> Client:
         with self._lock:
             if self._closed:
                 raise StoreUnavailable("the store is closed")
             if self._client is None:
-                self._client = make_client(self._settings, self._wait_s)
+                try:
+                    self._client = make_client(self._settings, self._wait_s)
+                except (RedisError, RedisClusterException, OSError) as error:
+                    raise self._trouble(error) from None
             return self._client
 
     def _drop(self) -> None:
