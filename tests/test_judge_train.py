@@ -101,7 +101,8 @@ def test_what_cannot_be_trained_from(tmp_path: Path) -> None:
 
 def test_values_of_a_request() -> None:
     record = {"method": "POST", "url": "/a/b?x=1%27&y",
-              "headers": {"Content-Type": "application/json", "Cookie": "s=1; t=<"}, "body": '{"u": {"n": "a\\"b", "k": [1, "z"]}}'}
+              "headers": {"Content-Type": "application/json", "Cookie": "s=1; t=<"},
+              "body": '{"u": {"n": "a\\"b", "k": [1, "z"]}}'}
     assert values_of(record) == [("path", "/a/b"), ("query.x", "1%27"), ("query.y", "y"), ("json.u.n", 'a\\"b'),
                                  ("json.u.k", "z"),
                                  ("cookie.s", "1"), ("cookie.t", "<")]
