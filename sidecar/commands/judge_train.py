@@ -17,7 +17,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--out", required=True, type=FOLDER, metavar="FOLDER", help="The new judge's folder.")
 @click.option("--name", default="", help="Name in the manifest. Default: the folder's.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1))
-@click.option("--minutes", default=14.0, show_default=True, type=click.FloatRange(0.1, 99), help="At most.")
+@click.option("--minutes", default=20.0, show_default=True, type=click.FloatRange(0.1, 99), help="At most.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 64))
 def command(data: tuple[Path, ...], default_data: Path | None, leave_out: tuple[str, ...], out: Path, name: str,
             seed: int, minutes: float, threads: int) -> None:  # fmt: skip
