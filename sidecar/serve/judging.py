@@ -130,7 +130,7 @@ class JudgeMetrics(Collector):
         )
         yield GaugeMetricFamily("outrider_blocklist_held", "Shared decisions that hold here.", value=j.enforcer.held)
         for name, value in j.store.stats().items():
-            if name in ("up", "depth", "lag_s"):
+            if name in ("up", "depth", "lag_s", "spool_depth"):
                 yield GaugeMetricFamily(f"outrider_judge_store_{name}", "A figure of the queue.", value=float(value))
             else:
                 yield CounterMetricFamily(f"outrider_judge_store_{name}", "A counter of the queue.", value=float(value))
