@@ -23,12 +23,12 @@ from rich.table import Table
 from sidecar.judge.evaluate import Judge
 from sidecar.judge.examples import CLASSES, Example, escalation_of, placed
 from sidecar.judge.injection import STYLES, attempts
+from sidecar.judge.process import DEFAULT_MODEL
 from sidecar.judge.render import render
 from sidecar.judge.types import LABELS
 from sidecar.train.attack_grammar import attack_texts
 from sidecar.train.dataset import attack_text
 
-DEFAULT = Path(__file__).resolve().parent.parent / "sidecar" / "judge" / "default_model"
 HOST = {"method": "GET", "url": "/search", "headers": {"user-agent": "Mozilla/5.0 (X11; Linux x86_64) Firefox/128.0"}}
 AT_ONCE = 500
 
@@ -98,7 +98,7 @@ def run(folder: Path, n: int, seed: int) -> dict[str, Any]:
 @click.option(
     "--judge",
     "folder",
-    default=DEFAULT,
+    default=DEFAULT_MODEL,
     show_default=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
 )

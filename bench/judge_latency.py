@@ -28,16 +28,11 @@ import yaml
 
 from native.arenafile import ArenaFile
 from sidecar.config.judge_store import JudgeStore
+from sidecar.demo.supervisor import free_port
 from sidecar.judge.store import open_store
 
 PARTS = ("or 1=1", "and (2>1)", "/**/", "|| 'a'", "union select", "; drop table", "like '%'", "(select 1)",
          "is not null", "having", "-- ")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def payload(n: int) -> str:
@@ -64,7 +59,8 @@ def ask(peer: socket.socket, target: str, client: str) -> float:
 def run(rate: float, seconds: float, judged: bool, watched: bool, redis: str | None) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        auth, admin = free_port(), free_port()
+        taken: set[int] = set()
+        auth, admin = free_port(0, taken), free_port(0, taken)
         store = {"backend": "redis", "addresses": [redis], "name": f"bench-{os.getpid()}"} if redis else {}
         settings = {
             "listen": {"address": f"unix:{folder}/s", "auth_request": f"127.0.0.1:{auth}", "drain": "0s"},

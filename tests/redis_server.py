@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from live_sidecar import free_port
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
@@ -26,11 +27,6 @@ def need_redis() -> str:
     if BINARY is None:
         pytest.skip("there is no redis-server (Debian: redis-server)")
     return BINARY
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class RedisServer:

@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 import trustme
-from redis_server import RedisServer, Way, free_port
+from live_sidecar import free_port
+from redis_server import RedisServer, Way
 from test_judge_store import Heard, decision, escalation, eventually, judgement
 
 from sidecar.config.judge_store import JudgeStore
@@ -403,7 +404,9 @@ def whole_round(store: Store) -> None:
 
 
 def test_cluster(tmp_path: Path, closing: Made, opened: Made) -> None:
-    server = closing(RedisServer(tmp_path / "redis", "--cluster-enabled", "yes")).start()
+    # by itself the bus takes the port 10,000 above, which there may not be
+    bus = ("--cluster-port", str(free_port()))
+    server = closing(RedisServer(tmp_path / "redis", "--cluster-enabled", "yes", *bus)).start()
 
     def whole() -> None:
         with server.client() as client:

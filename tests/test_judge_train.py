@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from sidecar.judge.examples import CLASSES, Example, entries, placed, values_of, worst_value
+from sidecar.judge.folder import MANIFEST, digest
 from sidecar.judge.train import (
-    MANIFEST,
     JudgeTrainingError,
     Shape,
     calibrated,
-    digest,
     reliability,
     threshold_at,
     train,

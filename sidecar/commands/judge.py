@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import ipaddress
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -105,10 +104,9 @@ def serve(path: Path) -> None:
     Exit status: 0 stopped as told; 2 wrong configuration; 4 a model is refused.
     """
     import logging
-    import signal
 
     from sidecar.judge.folder import ModelError
-    from sidecar.judge.process import EXIT_MODELS, work
+    from sidecar.judge.process import EXIT_MODELS, stopped_by_signals, work
     from sidecar.judge.store import StoreError
     from sidecar.serve import logs
     from sidecar.serve.app import read_settings
@@ -120,9 +118,7 @@ def serve(path: Path) -> None:
         click.echo(f"outrider judge serve: {error}", err=True)
         sys.exit(error.status)
     logs.set_up(settings.log.level, settings.log.format)
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    stopping = stopped_by_signals()
     log = logging.getLogger("outrider.judge")
     said = 0
 

@@ -23,6 +23,7 @@ from sidecar.judge.convert import convert, read_config
 from sidecar.judge.folder import Manifest, ModelError, read_manifest
 from sidecar.judge.model import ITEMS_MAX, SHARE_MIN, JudgeModel
 from sidecar.judge.prompts import Prompter
+from sidecar.judge.train import threshold_at
 from sidecar.judge.types import LABELS
 
 RECORDS_MAX = 1_000_000
@@ -258,9 +259,9 @@ def calibrate(folder: Path, held: Sequence[Labelled]) -> dict[str, Any]:
     rows = np.arange(len(labels))
     temperature = min(np.geomspace(0.2, 10.0, 80), key=lambda t: float(-scaled(float(t))[rows, labels].mean()))
     p = np.exp(scaled(float(temperature)))
-    benign = np.sort(1.0 - p[labels == 0, 0])
+    benign = 1.0 - p[labels == 0, 0]
     thresholds = {
-        f"{rate:g}": round(float(benign[min(len(benign) - 1, math.ceil(len(benign) * (1.0 - rate)))]), 6)
+        f"{rate:g}": round(threshold_at(benign, rate), 6)
         for rate in FALSE_POSITIVE_RATES
         if len(benign) * rate >= 1.0
     }

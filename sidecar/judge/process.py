@@ -134,6 +134,14 @@ def work(settings: Settings, stopping: threading.Event, tell: Callable[[Mapping[
         worker.run(stopping)
 
 
+def stopped_by_signals() -> threading.Event:
+    """Set when the process is told to end: SIGTERM, Ctrl-C."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    return stopping
+
+
 def give_way(settings: Settings) -> None:
     from sidecar.judge.child import chosen_cpus
 
@@ -151,9 +159,7 @@ def main() -> int:
     settings = read_settings(Path(sys.argv[1]))
     logs.set_up(settings.log.level, settings.log.format)
     give_way(settings)
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    stopping = stopped_by_signals()
 
     def watch_parent() -> None:
         while sys.stdin.buffer.read(4096):

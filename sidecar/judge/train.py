@@ -9,7 +9,6 @@ CTranslate2 int8 conversion, and judge.json, which says all that whoever serves 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
@@ -26,15 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.judge.examples import Example, Maker, Score, Stories, entries, stories
+from sidecar.judge.folder import MANIFEST, write_manifest
 from sidecar.judge.render import ENTRY_CHARS, WINDOW_CHARS, WINDOWS_MAX
 from sidecar.judge.types import LABELS
 from sidecar.simulate import ATTACKS, Attack, Scenario
 from sidecar.train.dataset import Dataset, load
 
-FORMAT = 1
 ENTRY, VERDICT, PAD = "<|entry|>", "<|verdict|>", "<|pad|>"
 CONTROL = (PAD, ENTRY, VERDICT, *(f"<|{label}|>" for label in LABELS))
-MANIFEST = "judge.json"
 FALSE_POSITIVE_RATES = (0.01, 0.001)
 REMOTE = tuple(Attack(name, variant) for name, variants in ATTACKS.items() for variant in variants if name != "ddos")
 
@@ -379,14 +377,9 @@ def reliability(malicious: Floats, hostile: NDArray[np.bool_], bins: int = 10) -
     return round(error, 4), out
 
 
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def write_manifest(out: Path, **fields: Any) -> dict[str, Any]:
-    files = sorted(p.name for p in out.iterdir() if p.is_file() and p.name != MANIFEST)
-    manifest = {
-        "format": FORMAT,
+def describe(out: Path, **fields: Any) -> dict[str, Any]:
+    """judge.json of an embedded judge; returns it as it stands there."""
+    made = {
         "kind": "embedded",
         "tokenizer": "tokenizer.json",
         "prefix": [ENTRY],
@@ -397,10 +390,10 @@ def write_manifest(out: Path, **fields: Any) -> dict[str, Any]:
         "windows_max": WINDOWS_MAX,
         "min_mass": 0.5,
         **fields,
-        "files": {name: digest(out / name) for name in files},
     }
-    (out / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    return manifest
+    write_manifest(out, made)
+    written: dict[str, Any] = json.loads((out / MANIFEST).read_text())
+    return written
 
 
 # ---------------------------------------------------------------- all of it
@@ -495,7 +488,7 @@ def train(
     for source, entry in sources_used.items():
         entry["examples"] = by_source[source.split(".")[0]]  # type: ignore[assignment]
     parameters = sum(p.numel() for p in model.parameters())
-    manifest = write_manifest(
+    manifest = describe(
         fresh,
         name=name or out.name,
         max_tokens=shape.tokens_max,

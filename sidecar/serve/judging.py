@@ -77,9 +77,15 @@ class Judging:
 
     async def _follow_benign(self) -> None:
         seen: set[str] = set()
+        newest = ""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             try:
+                # mostly there is nothing new, and reading all of them takes a while
+                (first, *_) = await asyncio.to_thread(self.store.judgements, 1) or (None,)
+                if first is None or first.escalation.id == newest:
+                    continue
+                newest = first.escalation.id
                 kept = await asyncio.to_thread(self.store.judgements, LOOK_MAX)
             except Exception as error:  # the store counts its own; what can wait is a matter of load only
                 log.debug("judgements can't be read", extra={"why": str(error)})
